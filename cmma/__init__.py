@@ -1,0 +1,3 @@
+"""Cross-Modal Mechanistic Analysis: interpretability of multimodal models, end to end."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Content-addressed artifacts: keys, shards, commit, resume, verify (`docs/artifacts.md`)."""

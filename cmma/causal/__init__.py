@@ -1,0 +1,1 @@
+"""Tracing, patching and feature interventions."""

@@ -1,0 +1,1 @@
+"""The Cross-Modal Interaction Graph."""

@@ -1,0 +1,1 @@
+"""Samples: what they are, how they are read, cleaned and written."""

@@ -1,0 +1,1 @@
+"""Metrics under their real names."""

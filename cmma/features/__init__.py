@@ -1,0 +1,1 @@
+"""What a latent stands for: examples, specialisation, concepts."""

@@ -1,0 +1,1 @@
+"""Trace (read) and Edit (write) activations at named sites."""

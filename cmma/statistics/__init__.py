@@ -1,0 +1,1 @@
+"""Bootstrap, permutation, effect size, corrections."""
