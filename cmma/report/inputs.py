@@ -1,0 +1,121 @@
+"""Everything the report can show, as plain data. The report stage fills it from artifacts; every part is optional.
+
+A part that is None (or empty) is printed as *not measured* with the command from `commands`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from cmma.report.tables import Cell
+
+
+@dataclass(frozen=True)
+class ArtifactRef:
+    """One artifact that the report was made from.
+
+    Attributes:
+        stage, key: as in the artifact store; keys are the link targets of every number.
+        command: the command line that makes it.
+        created: ISO time of the commit.
+        folder: where it lies, relative to the output folder.
+        parents: keys of the artifacts it was made from.
+        resolved: its resolved configuration, YAML text.
+        summary: its headline numbers, JSON-like.
+    """
+
+    stage: str
+    key: str
+    command: str = ""
+    created: str = ""
+    folder: str = ""
+    parents: tuple[str, ...] = ()
+    resolved: str = ""
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class TraceMap:
+    """A causal trace or patching result over layers and positions.
+
+    Attributes:
+        title: what was restored where ("residual stream, image corruption").
+        effect_LP: mean effect [layers, positions], in the unit of `metric`.
+        layers: the layer number of each row; positions: the label of each column.
+        low_LP, high_LP: interval bounds of the mean, or None.
+        kind: what that interval is ("95% CI").
+        metric: "recovered share of the logit difference", "probability of the answer", ...
+        n: number of samples (or pairs); artifact: key.
+    """
+
+    title: str
+    effect_LP: np.ndarray
+    layers: Sequence[int]
+    positions: Sequence[str]
+    low_LP: np.ndarray | None = None
+    high_LP: np.ndarray | None = None
+    kind: str = "95% CI"
+    metric: str = ""
+    n: int | None = None
+    artifact: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class ReportInputs:
+    """Input of `cmma.report.site.write_report`.
+
+    Attributes:
+        title: heading of the report. model, dataset: facts to print, in order ({"name": "toy_llava", "layers": 12}).
+        artifacts: provenance. commands: stage name → command line that would measure what is missing.
+        environment: package → version.
+        sae: one row per dictionary: `artifact, model, layer, arch, n_latents, expansion, fvu, fvu_visual, fvu_textual,
+            l0_visual, l0_textual, dead_fraction, cosine`; absent columns print as not measured.
+        specialisation: Table 1, one row per model or layer: `model` (label), `layer`, `visual, textual, cross_modal,
+            mixed` in percent of the live features, `visual_error …` (optional), `kind` (what the ± is), `n` (seeds),
+            `dead` in percent of all, `artifact`.
+        features: one row per latent, `cmma.features.table.feature_table` plus `layer` (see there for the columns).
+        examples: long form of `cmma.features.maps.example_table`, plus `layer`.
+        images: sample key → RGB image, for every sample in `examples`. captions: sample key → caption.
+        logits: `layer, feature, sign ("+" or "-"), rank, token, value` (direct effects on the logits).
+        effects: causal effect of ablating single features: `layer, feature, readout, effect, low, high, kind, n`.
+        edges: CMIG: `layer, source, target, strength, excess, p, q, artifact`; classes are looked up in `features`.
+        network: CMIG numbers by the names of `references.NETWORK`. phases: by the names of `references.PHASES`.
+        traces: causal maps.
+        interventions: one row per measured condition: `intervention, condition ("features", "random features",
+            "random direction"), readout, effect, low, high, kind, n, d, p, artifact`.
+        hallucination: relative change in percent by the names of `references.HALLUCINATION`.
+        consistency: by the names of `references.CONSISTENCY`. control: Table 2, dimension → column → cell.
+        interpretability: by the names of `references.INTERPRETABILITY`.
+        evaluation: condition (split, with or without intervention) → metric → cell.
+    """
+
+    title: str = "Cross-modal mechanistic analysis"
+    model: Mapping[str, Any] = field(default_factory=dict)
+    dataset: Mapping[str, Any] = field(default_factory=dict)
+    artifacts: Sequence[ArtifactRef] = ()
+    commands: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    sae: pd.DataFrame | None = None
+    specialisation: pd.DataFrame | None = None
+    features: pd.DataFrame | None = None
+    examples: pd.DataFrame | None = None
+    images: Mapping[str, Image.Image] = field(default_factory=dict)
+    captions: Mapping[str, str] = field(default_factory=dict)
+    logits: pd.DataFrame | None = None
+    effects: pd.DataFrame | None = None
+    edges: pd.DataFrame | None = None
+    network: Mapping[str, Cell] = field(default_factory=dict)
+    phases: Mapping[str, Cell] = field(default_factory=dict)
+    traces: Sequence[TraceMap] = ()
+    interventions: pd.DataFrame | None = None
+    hallucination: Mapping[str, Cell] = field(default_factory=dict)
+    consistency: Mapping[str, Cell] = field(default_factory=dict)
+    control: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)
+    interpretability: Mapping[str, Cell] = field(default_factory=dict)
+    evaluation: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)
