@@ -1,0 +1,52 @@
+"""What names a model: the schema of `conf/model/*.yaml`. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cmma.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything that decides which model is loaded, and how.
+
+    Attributes:
+        name: short name, as in `model=NAME`.
+        family: `llava` (LLaVA-1.5 and LLaVA-NeXT) or `clip` (open_clip): the adapter.
+        weights: `hub` (download or use the local cache), `path` (a local folder) or `random` (the full architecture
+            with seeded random weights, fully offline).
+        source: hub id, folder, or `builtin:NAME` for the models that ship with cmma.
+        revision: hub revision; null = the default branch.
+        architecture: name by which the adapter knows the architecture without any file, for `weights=random`.
+        n_layers: layers of the stream that records are taken from (the language model; the towers of a dual encoder).
+        dtype: float32, bfloat16 or float16 in memory.
+        attention: sdpa or eager.
+        prompt: instruction that asks for a caption.
+        drop_system_prompt: leave the tokens before the image out of the records.
+        seed: of random weights.
+    """
+
+    name: str = "toy_llava"
+    family: str = "llava"
+    weights: str = "path"
+    source: str = "builtin:toy_llava"
+    revision: str | None = None
+    architecture: str | None = None
+    n_layers: int = 12
+    dtype: str = "float32"
+    attention: str = "sdpa"
+    prompt: str = "describe the image."
+    drop_system_prompt: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key, allowed in (
+            ("family", ("llava", "clip")), ("weights", ("hub", "path", "random")),
+            ("dtype", ("float32", "bfloat16", "float16")), ("attention", ("sdpa", "eager")),
+        ):
+            value = getattr(self, key)
+            if value not in allowed:
+                raise ConfigError(f"model.{key}={value} is not one of {', '.join(allowed)}")
+        if self.weights == "random" and not self.architecture:
+            raise ConfigError(f"model.weights=random needs model.architecture, which {self.name} does not give")
