@@ -1,0 +1,262 @@
+"""What every adapter offers: named sites, batches, token modalities, activation records.
+
+An adapter (one file per family) is a table of sites plus the few facts that differ between families. Everything
+downstream (caching, hooks, tracing, interventions, graphs) sees only the class below.
+"""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cmma.data.samples import Sample
+from cmma.errors import CmmaError, ConfigError
+from cmma.modality import Modality
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which model to load, from where (`conf/model/*.yaml` has exactly these keys).
+
+    Attributes:
+        name: how reports call it.
+        family: the adapter, "llava" or "clip".
+        weights: "hub" (download or cache), "path" (a folder) or "random" (the full architecture, seeded, no network).
+        source: hub id (for clip also an open_clip pretrained tag), or a folder, or "builtin:NAME" = shipped weights.
+        revision: commit, tag or branch of the hub repository; None = its default branch.
+        architecture: llava: a key of `cmma.models.llava_architectures`; clip: an open_clip architecture name. Needed
+            for random weights and for pretrained tags; elsewhere the folder's own configuration decides.
+        seed: of the random weights.
+        prompt: the instruction that asks for a caption (generative models).
+        attention: attention implementation of transformers models, "sdpa" or "eager".
+        drop_system_prompt: text before the image (system prompt, "USER:") yields no records.
+    """
+
+    name: str
+    family: str
+    weights: str
+    source: str
+    revision: str | None = None
+    architecture: str | None = None
+    seed: int = 0
+    prompt: str = "Describe this image in detail."
+    attention: str = "sdpa"
+    drop_system_prompt: bool = True
+
+
+class UnknownSite(ConfigError):
+    """No such site in this model; the message names the nearest ones."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A named place in the network: the output of a module, or the first positional input of it."""
+
+    name: str
+    module: nn.Module
+    port: Literal["output", "input"] = "output"
+
+
+@dataclass(frozen=True)
+class RecordSite:
+    """Where a site's activation lies in the record vector: `vector[start : start + width]`.
+
+    `modality` is None when it varies per token (one stream holds both modalities).
+    """
+
+    site: str
+    modality: Modality | None
+    start: int
+    width: int
+
+
+class Records(NamedTuple):
+    """Activation records of one batch at one layer, padded.
+
+    Attributes:
+        vectors: Float[B, S, D], D = `record_width`.
+        modality: int8[B, S], `Modality` codes; DROPPED rows are not records.
+        position: int64[B, S], token index in its own stream or tower; -1 for joint views.
+    """
+
+    vectors: Tensor
+    modality: Tensor
+    position: Tensor
+
+
+class Batch(dict[str, Tensor]):
+    """Model inputs by name (so `model(**batch)` works), one row per sample, with what scoring needs beside them.
+
+    Attributes:
+        prompt_end: int64[B], column of the last prompt token (generative models; None otherwise).
+        answer_mask: bool[B, S], the teacher-forced answer tokens (generative models; None otherwise).
+    """
+
+    def __init__(
+        self, inputs: Mapping[str, Tensor], prompt_end: Tensor | None = None, answer_mask: Tensor | None = None
+    ) -> None:
+        super().__init__(inputs)
+        self.prompt_end, self.answer_mask = prompt_end, answer_mask
+
+    def _map(self, function: Any) -> Batch:
+        extras = [None if extra is None else function(extra) for extra in (self.prompt_end, self.answer_mask)]
+        return Batch({name: function(value) for name, value in self.items()}, *extras)
+
+    def rows(self, index: Tensor | Sequence[int]) -> Batch:
+        """The samples `index`, in that order; repeating an index repeats the sample."""
+        index = torch.as_tensor(index, dtype=torch.long)
+        return self._map(lambda value: value[index.to(value.device)])
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on `device`."""
+        return self._map(lambda value: value.to(device))
+
+
+class MultimodalModel(ABC):
+    """One loaded model behind one interface.
+
+    Attributes:
+        spec: what it was loaded from.
+        module: the network itself; always in evaluation mode, parameters frozen.
+        kind: "generative" (answers in text) or "dual_encoder" (scores image against text).
+        n_layers: depth of the record stream; layers are numbered from 0.
+    """
+
+    kind: Literal["generative", "dual_encoder"]
+
+    def __init__(self, spec: ModelSpec, module: nn.Module, sites: Sequence[Site], n_layers: int) -> None:
+        self.spec, self.module, self.n_layers = spec, module.eval().requires_grad_(False), n_layers
+        self._sites = {site.name: site for site in sites}
+
+    @property
+    def family(self) -> str:
+        """Name of the adapter."""
+        return self.spec.family
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        return next(self.module.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of the weights."""
+        return next(self.module.parameters()).dtype
+
+    def site(self, name: str) -> Site:
+        """The site called `name`. Raises UnknownSite with the nearest names."""
+        if name not in self._sites:
+            near = difflib.get_close_matches(name, self._sites, n=4, cutoff=0.0)
+            raise UnknownSite(f"{self.spec.name} has no site {name!r}; the nearest are {', '.join(near)}")
+        return self._sites[name]
+
+    def site_names(self) -> list[str]:
+        """Every site, in table order."""
+        return list(self._sites)
+
+    def __call__(self, **batch: Any) -> Any:
+        """One forward pass; the module's own output object. Gradients are the caller's choice."""
+        return self.module(**batch)
+
+    @abstractmethod
+    def collate(
+        self,
+        samples: Sequence[Sample],
+        texts: Sequence[str] | None = None,
+        answers: Sequence[str] | None = None,
+        padding: Literal["right", "left"] = "right",
+    ) -> Batch:
+        """Preprocess samples into one batch on the model's device.
+
+        Args:
+            samples: images (and, for dual encoders, captions).
+            texts: generative: the question or instruction, default `spec.prompt`; dual encoder: default the captions.
+            answers: generative: teacher-forced answers appended to the prompt.
+            padding: side of the padding; "left" for `generate`.
+        """
+
+    @abstractmethod
+    def token_modality(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """int8[B, S]: modality of every position of the text stream of this forward pass (`Modality` codes)."""
+
+    @abstractmethod
+    def site_modality(self, site: str, batch: Mapping[str, Tensor], rows: int, length: int) -> Tensor:
+        """int8[rows, length]: modality of every position of the activation at `site` (pooled sites: length 1)."""
+
+    @abstractmethod
+    def record_sites(self, layer: int) -> tuple[RecordSite, ...]:
+        """Sites whose activations make up the records of `layer`, and where each goes in the record vector."""
+
+    def record_blocks(self, layer: int) -> tuple[int, ...]:
+        """Widths of the blocks of a record vector: (d,) for one stream, (d_vision, d_text) for pair views."""
+        return tuple(site.width for site in self.record_sites(layer))
+
+    def record_width(self, layer: int) -> int:
+        """Width of a record vector."""
+        return sum(self.record_blocks(layer))
+
+    @abstractmethod
+    def records(self, acts: Mapping[str, Tensor], batch: Mapping[str, Tensor], layer: int) -> Records:
+        """Arrange traced activations of the sites `record_sites(layer)` as padded records."""
+
+    def context(self, acts: Mapping[str, Tensor], batch: Mapping[str, Tensor], layer: int, n: int = 4) -> Tensor:
+        """Pooled context vectors per sample and modality, for the cross-modal attention of the M-SAE.
+
+        Each is the mean over one of `n` contiguous, near-equal spans of that modality's records; with fewer than `n`
+        records the remaining vectors are zero.
+
+        Returns:
+            float32[B, 2, n, D]: [:, 0] visual, [:, 1] textual.
+        """
+        return span_means(*self.records(acts, batch, layer)[:2], n)
+
+    @abstractmethod
+    def pooled_position(self, batch: Batch, modality: Modality) -> Tensor:
+        """int64[B]: the position that summarises a sample: CLS / EOT (dual encoder), last prompt token (generative)."""
+
+    @abstractmethod
+    def image_grid(self, batch: Mapping[str, Tensor]) -> tuple[int, int]:
+        """(rows, columns) of the patches that see the whole image."""
+
+    @abstractmethod
+    def image_positions(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """int64[B, rows · columns]: positions of those patches in the stream of the visual records, row by row."""
+
+    def generate(self, batch: Batch, max_new_tokens: int, **options: Any) -> list[str]:
+        """Greedy continuation of each prompt, decoded without special tokens (batches padded on the left)."""
+        raise CmmaError(f"{self.spec.name} is a {self.kind.replace('_', ' ')}: it scores text and cannot generate it")
+
+
+def span_means(vectors_BSD: Tensor, modality_BS: Tensor, n: int) -> Tensor:
+    """Means over `n` near-equal spans of each sample's visual and textual records: float32[B, 2, n, D]."""
+    weights = []
+    for modality in (Modality.VISUAL, Modality.TEXTUAL):
+        member_BS = modality_BS == modality
+        count_B1 = member_BS.sum(1, keepdim=True)
+        rank_BS = member_BS.cumsum(1) - 1
+        span_BS = (rank_BS * count_B1.clamp(max=n)).div(count_B1.clamp(min=1), rounding_mode="floor")
+        spans_BSn = (span_BS[..., None] == torch.arange(n, device=span_BS.device)) & member_BS[..., None]
+        weights.append(spans_BSn / spans_BSn.sum(1, keepdim=True).clamp(min=1))
+    weights_BMnS = torch.stack(weights, dim=1).transpose(2, 3)
+    return torch.einsum("bmns,bsd->bmnd", weights_BMnS, vectors_BSD.float())
+
+
+def resolve(module: nn.Module, candidates: Sequence[str], what: str) -> nn.Module:
+    """The first submodule among dotted paths that exists: library versions move modules about.
+
+    Raises CmmaError naming every path that was looked for, and the nearest existing ones.
+    """
+    names = dict(module.named_modules(remove_duplicate=False))
+    for path in candidates:
+        if path in names:
+            return names[path]
+    near = difflib.get_close_matches(candidates[0], names, n=3, cutoff=0.0)
+    raise CmmaError(
+        f"{type(module).__name__} has no {what}: looked for {', '.join(candidates)}; the nearest are {', '.join(near)}"
+    )
