@@ -1,0 +1,171 @@
+"""What can be configured about tracing and interventions. Plain dataclasses: no torch, no Hydra."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cmma.errors import ConfigError
+
+TRACE_METHODS = ("noise", "semantic_pair", "token_replacement")
+ANSWER_READOUTS = ("logit_difference", "log_probability", "probability")
+READOUTS = ("auto", *ANSWER_READOUTS, "cosine")
+INTERVENTIONS = ("ablate", "amplify", "substitute", "combine", "clamp")
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """Gaussian corruption of the image embeddings.
+
+    Attributes:
+        style: `additive` is e + N(0, (scale · σ)²), σ the standard deviation of the embeddings over the data (ROME);
+            `multiplicative` is e · N(1, scale²) (the BLIP tool, which takes scale 5).
+        scale: multiple of σ, or the standard deviation of the factor.
+        draws: noise tensors per sample; the scores of a sample are averaged over them. ROME takes 10.
+        site: where the noise enters; empty = the projector's output, or the first vision layer of a dual encoder.
+    """
+
+    style: str = "additive"
+    scale: float = 3.0
+    draws: int = 3
+    site: str = ""
+
+    def __post_init__(self) -> None:
+        _choice("trace.noise.style", self.style, ("additive", "multiplicative"))
+        _positive("trace.noise.scale", self.scale)
+        _positive("trace.noise.draws", self.draws)
+
+
+@dataclass(frozen=True)
+class TraceConfig:
+    """One causal trace: how the input is corrupted, what is restored, what is measured.
+
+    Attributes:
+        method: how the corrupt run is made: `noise`, `semantic_pair` or `token_replacement`.
+        split: split of the data set that is run; pairs need a split of pairs.
+        module: what is restored at a layer: `residual` (the stream after it), `mlp` or `attention` (what each adds).
+        window: layers restored together, centred on the row's layer. ROME takes 10 for mlp and attention.
+        stream: tower that is patched, `language`, `vision` or `text`; empty = language, or vision in a dual encoder.
+        layers: rows of the trace; null = every layer of the stream.
+        image_positions: image patches as groups: `objects` (by mask; whole where there is none), `each`, `whole`, `none`.
+        text_positions: prompt tokens after the image: `each` (counted back from the last), `whole` or `none`. The last
+            token is a group in any case.
+        readout: `auto` = probability for noise, logit_difference for pairs, cosine for a dual encoder.
+        max_samples: samples (or pairs) used, from the first.
+        correct_only: keep the cases that the model answers right before corruption.
+        rows_per_forward: cells that share one forward pass; changes the speed, not the result.
+        noise: the corruption of method `noise`.
+        seed: of the noise and of the resampling.
+    """
+
+    method: str = "noise"
+    split: str = "balanced"
+    module: str = "residual"
+    window: int = 1
+    stream: str = ""
+    layers: list[int] | None = None
+    image_positions: str = "objects"
+    text_positions: str = "each"
+    readout: str = "auto"
+    max_samples: int = 64
+    correct_only: bool = True
+    rows_per_forward: int = 64
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _choice("trace.method", self.method, TRACE_METHODS)
+        _choice("trace.module", self.module, ("residual", "mlp", "attention"))
+        _choice("trace.stream", self.stream, ("", "language", "vision", "text"))
+        _choice("trace.image_positions", self.image_positions, ("objects", "each", "whole", "none"))
+        _choice("trace.text_positions", self.text_positions, ("each", "whole", "none"))
+        _choice("trace.readout", self.readout, READOUTS)
+        for name in ("window", "max_samples", "rows_per_forward"):
+            _positive(f"trace.{name}", getattr(self, name))
+        if self.method == "noise" and self.readout == "logit_difference":
+            raise ConfigError(
+                "trace.readout=logit_difference needs the second answer of a pair, which trace.method=noise has not; "
+                "take probability or log_probability"
+            )
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """Which features to intervene on: by attribution, on samples that the effect is never measured on.
+
+    Attributes:
+        n_samples: samples for choosing, the first of the split.
+        steps: 1 = the gradient at the activations, one backward pass; more = integrated gradients.
+        verify: candidates of highest attribution that are then really ablated; the ranking is by that.
+    """
+
+    n_samples: int = 64
+    steps: int = 1
+    verify: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("n_samples", "steps", "verify"):
+            _positive(f"intervention.selection.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class InterventionConfig:
+    """One intervention on dictionary features with its controls (paper, Eq. 8-11).
+
+    Attributes:
+        kind: `ablate` (Eq. 8), `amplify` (Eq. 9), `substitute` (Eq. 10), `combine` (Eq. 11) or `clamp` (to a value).
+        strength: amplify: the factor α; combine: the weight β of the sample's own activation; clamp: the value. Ablation
+            and substitution have none.
+        strengths: values of `strength` for a dose-response curve; empty = no curve.
+        split: split of the data set that the features are selected and the effect is measured on, on disjoint samples.
+        features: features chosen by hand; null = the first `n_features` of the selection.
+        n_features: how many of the selected features are intervened on together.
+        tokens: whose activations change: `all`, `visual` or `textual`.
+        phase: when, during generation: `all`, `prefill` (the prompt) or `decode` (the new tokens).
+        keep_error: pass the dictionary's reconstruction error through: h' = h + decode(a') - decode(a).
+        readout: `auto` = log_probability of the right answer, cosine for a dual encoder.
+        n_controls: draws of random features (matched in density) and of random directions (equal in norm).
+        max_samples: samples that the effect is measured on.
+        batch_size: samples in one forward pass.
+        generate: also generate with and without the intervention (generative models).
+        max_new_tokens: length limit of those texts.
+        selection: how features are selected.
+        seed: of the controls and of the resampling.
+    """
+
+    kind: str = "ablate"
+    strength: float = 0.0
+    strengths: list[float] = field(default_factory=list)
+    split: str = "balanced"
+    features: list[int] | None = None
+    n_features: int = 8
+    tokens: str = "all"
+    phase: str = "all"
+    keep_error: bool = True
+    readout: str = "auto"
+    n_controls: int = 8
+    max_samples: int = 64
+    batch_size: int = 16
+    generate: bool = True
+    max_new_tokens: int = 48
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _choice("intervention.kind", self.kind, INTERVENTIONS)
+        _choice("intervention.tokens", self.tokens, ("all", "visual", "textual"))
+        _choice("intervention.phase", self.phase, ("all", "prefill", "decode"))
+        _choice("intervention.readout", self.readout, READOUTS)
+        for name in ("n_features", "n_controls", "max_samples", "batch_size", "max_new_tokens"):
+            _positive(f"intervention.{name}", getattr(self, name))
+        if self.kind == "combine" and not all(0 <= beta <= 1 for beta in (self.strength, *self.strengths)):
+            raise ConfigError(f"intervention.strength={self.strength} is the weight β of Eq. 11 and lies in [0, 1]")
+
+
+def _choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{key}={value} is not one of {', '.join(name or 'empty' for name in allowed)}")
+
+
+def _positive(key: str, value: float) -> None:
+    if value <= 0:
+        raise ConfigError(f"{key}={value} must be positive")

@@ -1,0 +1,129 @@
+"""What is asked of a model about one image, and the contrasts that causal tracing lives on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from cmma.data.samples import Sample
+from cmma.errors import DataError
+
+
+@dataclass(frozen=True)
+class Query:
+    """One text for one image, with the answer that the readout measures.
+
+    Attributes:
+        sample: the image and what is known about it; its key is the unit that statistics resample.
+        text: the question; for a dual encoder, the caption.
+        answer: the right answer; empty for a dual encoder.
+        other: the answer to hold against it (logit difference), empty where there is none.
+    """
+
+    sample: Sample
+    text: str
+    answer: str = ""
+    other: str = ""
+
+    @property
+    def key(self) -> str:
+        """Key of the image."""
+        return self.sample.key
+
+    @property
+    def identities(self) -> set[str]:
+        """Names under which the image may come back elsewhere: its key, and its pair."""
+        pair = self.sample.meta.get("pair")
+        return {self.key} if pair is None else {self.key, f"pair {pair['id']}"}
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A clean and a corrupt query: same readout, another input."""
+
+    clean: Query
+    corrupt: Query
+
+
+def question_queries(samples: Iterable[Sample], kinds: Sequence[str] = (), per_sample: int | None = None) -> list[Query]:
+    """The samples' questions, in their order.
+
+    Args:
+        kinds: kinds of question to keep; empty keeps all.
+        per_sample: at most so many of one sample, taken round-robin over kinds so that samples do not all
+            contribute the same kind.
+    """
+    queries = []
+    for turn, sample in enumerate(samples):
+        chosen = [question for question in sample.questions if not kinds or question.kind in kinds]
+        if per_sample is not None and chosen:
+            chosen = [chosen[(turn + step) % len(chosen)] for step in range(min(per_sample, len(chosen)))]
+        queries += [Query(sample, question.question, question.answer) for question in chosen]
+    return queries
+
+
+def caption_queries(samples: Iterable[Sample]) -> list[Query]:
+    """Each sample with its own caption, for dual encoders."""
+    return [Query(sample, sample.caption) for sample in samples]
+
+
+def image_pair_contrasts(samples: Iterable[Sample]) -> list[Contrast]:
+    """Semantic image pairs (NOTICE): the same question, the pair's other image as corruption.
+
+    Samples without a pair, and pairs of which only one image is here, are left out.
+    """
+    roles: dict[str, dict[str, Sample]] = {}
+    for sample in samples:
+        pair = sample.meta.get("pair")
+        if pair is not None:
+            roles.setdefault(str(pair["id"]), {})[pair["role"]] = sample
+    contrasts = []
+    for both in roles.values():
+        if set(both) == {"clean", "corrupt"}:
+            pair = both["clean"].meta["pair"]
+            clean = Query(both["clean"], pair["question"], pair["answer"], pair["other_answer"])
+            contrasts.append(Contrast(clean, replace(clean, sample=both["corrupt"])))
+    return _some(contrasts, "semantic_pair", "samples with meta['pair'] in both roles")
+
+
+def replacement_contrasts(samples: Iterable[Sample]) -> list[Contrast]:
+    """Symmetric token replacement (NOTICE): the same image, the replaced question as corruption."""
+    contrasts = []
+    for sample in samples:
+        pair = sample.meta.get("pair")
+        if pair is not None and pair["role"] == "clean" and pair.get("replacement"):
+            instead = pair["replacement"]
+            clean = Query(sample, pair["question"], pair["answer"], instead["answer"])
+            contrasts.append(Contrast(clean, replace(clean, text=instead["question"])))
+    return _some(contrasts, "token_replacement", "samples with meta['pair']['replacement']")
+
+
+def caption_pair_contrasts(samples: Iterable[Sample]) -> list[Contrast]:
+    """Semantic image pairs for dual encoders: the clean image's caption, the pair's other image as corruption."""
+    contrasts = image_pair_contrasts(samples)
+    return [
+        Contrast(Query(each.clean.sample, caption), Query(each.corrupt.sample, caption))
+        for each in contrasts
+        for caption in [each.clean.sample.caption]
+    ]
+
+
+def assert_disjoint(selection: Sequence[Query], effect: Sequence[Query]) -> None:
+    """No image, and no pair, both chooses features and measures their effect.
+
+    Raises:
+        DataError: naming a few of the images that are on both sides.
+    """
+    shared = set().union(*(query.identities for query in selection)) & set().union(*(query.identities for query in effect))
+    if shared:
+        names = ", ".join(sorted(shared)[:3])
+        raise DataError(
+            f"{len(shared)} images are used both for selecting features and for measuring their effect ({names}); "
+            "give two disjoint sets of samples"
+        )
+
+
+def _some(contrasts: list[Contrast], method: str, needed: str) -> list[Contrast]:
+    if not contrasts:
+        raise DataError(f"trace={method} needs {needed}; this data set has none (take a split of pairs, or trace=noise)")
+    return contrasts

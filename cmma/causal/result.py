@@ -1,0 +1,145 @@
+"""The result of activation patching: scores of every cell, and the statistics that are read off them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from cmma.statistics.bootstrap import RESAMPLES, bootstrap_columns
+from cmma.statistics.correction import benjamini_hochberg
+from cmma.statistics.permutation import sign_flip_p
+
+
+@dataclass(frozen=True)
+class PatchResult:
+    """Readout of the corrupt run with one cell restored, for every cell of (row × group).
+
+    A case is one clean run with one corrupt run; noise draws of one image are cases with the same key. Statistics
+    average the cases of an image first and then treat images as the independent units.
+
+    Attributes:
+        rows: names of the rows: the site, or the centre of a window of sites, restored there.
+        groups: names of the position groups.
+        keys: image of each case, length C.
+        score_CRG: readout with the cell restored; NaN where the case has no position of that group.
+        low_C, high_C: readout of the corrupt and of the clean run.
+        correct_C: whether the clean run answers right.
+        correct_only: whether the statistics use the correct cases only.
+        readout: what the scores are.
+    """
+
+    rows: tuple[str, ...]
+    groups: tuple[str, ...]
+    keys: tuple[str, ...]
+    score_CRG: np.ndarray
+    low_C: np.ndarray
+    high_C: np.ndarray
+    correct_C: np.ndarray
+    correct_only: bool
+    readout: str
+
+    @property
+    def n_total(self) -> int:
+        """Images that were run."""
+        return len(set(self.keys))
+
+    @property
+    def n_correct(self) -> int:
+        """Images that the clean run answers right."""
+        return len({key for key, correct in zip(self.keys, self.correct_C, strict=True) if correct})
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Images behind the statistics, length N."""
+        return tuple(dict.fromkeys(np.asarray(self.keys, dtype=object)[self._used_C]))
+
+    @property
+    def effect_NRG(self) -> np.ndarray:
+        """Indirect effect per image: patched minus corrupt readout."""
+        return self._by_image(self.score_CRG - self.low_C[:, None, None])
+
+    @property
+    def span_N(self) -> np.ndarray:
+        """Total effect per image: clean minus corrupt readout."""
+        return self._by_image(self.high_C - self.low_C)
+
+    @property
+    def recovery_NRG(self) -> np.ndarray:
+        """(score - low) / (high - low) per image; unstable where the corruption did little, see `summary`."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.effect_NRG / self.span_N[:, None, None]
+
+    def summary(self, n_resamples: int = RESAMPLES, n_permutations: int = 1000, seed: int = 0) -> pd.DataFrame:
+        """One row per cell, with 95% BCa intervals over images.
+
+        Columns: row, group, n; effect with effect_se, effect_low, effect_high; recovery with recovery_low and
+        recovery_high; p (sign-flip test of effect = 0) and q (Benjamini-Hochberg over all cells).
+
+        Recovery is mean effect / mean total effect. A mean of per-image ratios is dominated by the images on which the
+        corruption did nothing. Its interval is that of the linearised ratio (delta method).
+        """
+        effect_NRG, span_N = self.effect_NRG, self.span_N
+        tables = []
+        for index, group in enumerate(self.groups):
+            present_N = np.isfinite(effect_NRG[:, 0, index]) if len(span_N) else np.zeros(0, dtype=bool)
+            effect_NR, present_span_N = effect_NRG[present_N, :, index], span_N[present_N]
+            effect = bootstrap_columns(effect_NR, n_resamples, seed)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                recovery_R = effect.value / present_span_N.mean() if present_N.any() else effect.value
+                linear_NR = recovery_R + (effect_NR - recovery_R * present_span_N[:, None]) / present_span_N.mean()
+            defined = present_N.any() and np.isfinite(linear_NR).all()
+            recovery = bootstrap_columns(linear_NR if defined else np.full_like(effect_NR, np.nan)[:0], n_resamples, seed)
+            p_R = sign_flip_p(effect_NR, n_permutations, seed) if present_N.any() else np.full(len(self.rows), np.nan)
+            columns = {
+                "row": self.rows, "group": group, "n": int(present_N.sum()),
+                "effect": effect.value, "effect_se": effect.standard_error,
+                "effect_low": effect.low, "effect_high": effect.high,
+                "recovery": recovery_R, "recovery_low": recovery.low, "recovery_high": recovery.high, "p": p_R,
+            }  # fmt: skip
+            tables.append(pd.DataFrame(columns))
+        table = pd.concat(tables, ignore_index=True)
+        return table.assign(q=benjamini_hochberg(table["p"]))
+
+    def to_frame(self) -> pd.DataFrame:
+        """Every measured score, long: key, case, correct, row, group, score, low, high."""
+        case_V, row_V, group_V = np.nonzero(np.isfinite(self.score_CRG))
+        names = {"key": self.keys, "row": self.rows, "group": self.groups}
+        column = {name: np.asarray(values, dtype=object) for name, values in names.items()}
+        return pd.DataFrame({
+            "key": column["key"][case_V], "case": case_V, "correct": self.correct_C[case_V],
+            "row": column["row"][row_V], "group": column["group"][group_V],
+            "score": self.score_CRG[case_V, row_V, group_V],
+            "low": self.low_C[case_V], "high": self.high_C[case_V],
+        })  # fmt: skip
+
+    def totals(self) -> dict[str, float | int | str | bool]:
+        """What the whole trace is about: counts, mean clean and corrupt readout, total effect."""
+        used = self._used_C
+        low, high = (float(scores[used].mean()) if used.any() else float("nan") for scores in (self.low_C, self.high_C))
+        return {
+            "readout": self.readout, "n_total": self.n_total, "n_correct": self.n_correct, "n_used": len(self.images),
+            "correct_only": self.correct_only, "clean": high, "corrupt": low, "total_effect": high - low,
+        }  # fmt: skip
+
+    @property
+    def _used_C(self) -> np.ndarray:
+        return self.correct_C if self.correct_only else np.ones_like(self.correct_C)
+
+    def _by_image(self, values_C: np.ndarray) -> np.ndarray:
+        """Mean over the used cases of each image: [C, ...] → [N, ...]."""
+        keys_C = np.asarray(self.keys, dtype=object)
+        images = self.images
+        out = np.empty((len(images), *values_C.shape[1:]))
+        for row, image in enumerate(images):
+            out[row] = values_C[self._used_C & (keys_C == image)].mean(axis=0)
+        return out
+
+
+def window(sites: Iterable[str], centre: int, width: int) -> tuple[str, ...]:
+    """The sites within a window of `width` layers around `centre`, cut off at the ends (ROME's convention)."""
+    sites = tuple(sites)
+    start = max(0, centre - width // 2)
+    return sites[start : max(0, centre - width // 2 + width) or 1]
