@@ -18,8 +18,8 @@ def _percent(value: float, error: float | None = None, kind: str = UNSAID, **bou
     return Cell(value, error=error, kind=kind, unit="%", digits=1, **bounds)
 
 
-def _number(value: float, error: float | None = None, digits: int = 2, kind: str = UNSAID, n: int | None = None) -> Cell:
-    return Cell(value, error=error, digits=digits, kind=kind, n=n)
+def _number(value: float, error: float | None = None, digits: int = 2, kind: str = UNSAID) -> Cell:
+    return Cell(value, error=error, digits=digits, kind=kind)
 
 
 CLASSES = ("visual", "textual", "cross_modal", "mixed")
