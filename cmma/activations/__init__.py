@@ -1,0 +1,1 @@
+"""Activation records: which tokens are kept, how they are captured, how training reads them back."""

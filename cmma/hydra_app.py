@@ -1,0 +1,130 @@
+"""Hand a stage to Hydra, and turn every failure into one line and an exit status."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterator
+
+from cmma.errors import CmmaError, ConfigError
+
+_FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--config-name", "-cn", "--config-path",
+                     "-cp", "--experimental-rerun")
+
+
+def run_with_hydra(stage: str, arguments: list[str]) -> int:
+    """Compose the configuration of a stage and run it. Returns the exit status."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing a traceback and exiting
+    try:
+        _hydra_main(stage, arguments)
+    except CmmaError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail(f"{stage} was interrupted; run the same command again to go on from what is finished", 130)
+    except SystemExit as leave:  # Hydra's own way out of --help, -sc and argparse errors
+        return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+    except OSError as error:
+        from hydra.errors import MissingConfigException
+
+        if isinstance(error, MissingConfigException):
+            return _fail(_first_lines(str(error)), ConfigError.exit_code)
+        return _fail(f"{stage}: {error}; nothing half-written was kept", 1)
+    except Exception as error:
+        line = _configuration_error(error)
+        if line is None:
+            raise
+        return _fail(line, ConfigError.exit_code)
+    return 0
+
+
+def _hydra_main(stage: str, arguments: list[str]) -> None:
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import DictConfig
+
+    from cmma.config import config_dir, schema, to_config
+
+    ConfigStore.instance().store(name="schema", node=schema())
+
+    def job(composed: DictConfig) -> None:
+        from hydra.core.hydra_config import HydraConfig
+
+        config = to_config(composed)
+        overrides = [word for word in HydraConfig.get().overrides.task if not word.startswith("run.")]
+        if stage == "run":
+            from cmma.stages.chain import run_chain
+
+            run_chain(config, overrides)
+        else:
+            from cmma.stages.runner import run_stage
+
+            run_stage(stage, config, overrides)
+
+    sys.argv = [f"cmma {stage}", *_flags_first(arguments)]
+    hydra.main(config_path=str(config_dir()), config_name=stage, version_base="1.3")(job)()
+
+
+def _flags_first(arguments: list[str]) -> list[str]:
+    """Hydra's argparse wants all overrides together; users put -m anywhere."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    words: Iterator[str] = iter(arguments)
+    for word in words:
+        if word.startswith("-"):
+            flags.append(word)
+            if word in _FLAGS_WITH_VALUE:
+                flags += [value for value in [next(words, None)] if value is not None]
+        else:
+            overrides.append(word)
+    return flags + overrides
+
+
+def _configuration_error(error: BaseException) -> str | None:
+    """One line for a wrong key, value or type; None when the error is not about the configuration."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not isinstance(error, (HydraException, OmegaConfBaseException)):
+        return None
+    cause = error.__cause__
+    if isinstance(cause, CmmaError):
+        return str(cause)
+    unknown = re.search(r"Could not override '([^']+)'", str(error))
+    if unknown:
+        key = unknown.group(1)
+        near = difflib.get_close_matches(key, list(_known_keys()), n=3, cutoff=0.6)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`--cfg job` shows all keys"
+        return f"there is no key {key}; {hint}"
+    if cause is not None:
+        full_key = re.search(r"full_key: (\S+)", str(cause))
+        return f"{_first_lines(str(error))}: {str(cause).splitlines()[0]}" + (
+            f" (key {full_key.group(1)})" if full_key else "")
+    return _first_lines(str(error))
+
+
+def _known_keys() -> Iterator[str]:
+    from omegaconf import DictConfig
+
+    from cmma.config import schema
+
+    def walk(node: DictConfig, prefix: str) -> Iterator[str]:
+        for key in node:
+            child = node._get_node(key)
+            yield f"{prefix}{key}"
+            if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+                yield from walk(child, f"{prefix}{key}.")
+
+    yield from walk(schema(), "")
+
+
+def _first_lines(text: str) -> str:
+    """Hydra's messages end in search paths and links; the user needs what comes before them."""
+    head = text.split("Config search path:")[0].split("\nSee https://")[0]
+    return " ".join(head.split())
+
+
+def _fail(line: str, status: int) -> int:
+    print(f"cmma: {line}", file=sys.stderr, flush=True)
+    return status

@@ -1,0 +1,71 @@
+"""The keys of all stages for one configuration. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from cmma.artifacts.keys import artifact_key, expand, fingerprint_files, fingerprint_images, fingerprint_model
+from cmma.config import Config
+from cmma.models.weights import model_folder
+from cmma.stages.table import STAGES
+
+
+class Keys:
+    """Computes keys; fingerprints of data and models are taken once.
+
+    Args:
+        config: validated configuration.
+        reported: optional parents of the report that exist.
+    """
+
+    def __init__(self, config: Config, reported: Sequence[str] = ()) -> None:
+        self._config = config
+        self._reported = tuple(reported)
+        self._sections: dict[str, Any] = {}
+
+    def key(self, stage: str) -> str:
+        """The artifact key of a stage. Raises DataError when the data set or the model is not there."""
+        return artifact_key(stage, STAGES[stage].version, self.config(stage), self.parents(stage))
+
+    def parents(self, stage: str) -> dict[str, str]:
+        """Keys of the direct parents."""
+        names = (*STAGES[stage].parents, *(self._reported if stage == "report" else ()))
+        return {name: self.key(name) for name in names}
+
+    def config(self, stage: str) -> dict[str, Any]:
+        """The semantic configuration of a stage."""
+        return {name: self._section(name) for name in STAGES[stage].sections}
+
+    def _section(self, name: str) -> Any:
+        if name not in self._sections:
+            self._sections[name] = self._read_section(name)
+        return self._sections[name]
+
+    def _read_section(self, name: str) -> Any:
+        config = self._config
+        if name == "layer":
+            return config.sae_layer()
+        value = getattr(config, name)
+        if not dataclasses.is_dataclass(value):
+            return value
+        section = dataclasses.asdict(value)  # type: ignore[arg-type]
+        if name == "activations":
+            section["layers"] = config.layers()
+        if name == "model" and config.model.weights == "path":
+            section["source"] = fingerprint_model(model_folder(config.model.source))
+        if name == "dataset":
+            section["path"] = dataset_fingerprint(config)
+        return section
+
+
+def dataset_fingerprint(config: Config) -> str | None:
+    """What lies at `dataset.path`; None for generated data. Raises DataError when nothing is there."""
+    from cmma.data.tars import find_tars
+
+    dataset = config.dataset
+    if dataset.kind == "shapes" or dataset.path is None:
+        return None
+    folder = expand(dataset.path)
+    return fingerprint_images(folder, dataset.captions) if dataset.kind == "folder" else fingerprint_files(find_tars(folder))

@@ -1,0 +1,141 @@
+"""Run one stage: skip it, resume it or do it, here or in elastic workers, and commit its artifact."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from cmma.artifacts.keys import expand
+from cmma.artifacts.store import Artifact
+from cmma.config import Config
+from cmma.console import say
+from cmma.errors import MissingParent
+from cmma.stages.keys import Keys
+from cmma.stages.table import REPORTED, STAGES, ancestors
+
+
+@dataclass
+class Stage:
+    """What a stage's `run` gets.
+
+    Attributes:
+        name: of the stage.
+        config: the whole configuration, validated.
+        artifact: the artifact to fill; the runner commits it with the summary that `run` returns.
+        parents: finished artifacts of all ancestors (for the report: of all stages that exist), by stage name.
+        rank, world: this process among the workers of a parallel stage.
+        device: torch device name.
+    """
+
+    name: str
+    config: Config
+    artifact: Artifact
+    parents: dict[str, Artifact]
+    rank: int = 0
+    world: int = 1
+    device: str = "cpu"
+
+
+def outputs_folder(config: Config) -> Path:
+    """Where artifacts go, as an absolute path."""
+    return expand(config.paths.outputs)
+
+
+def run_stage(name: str, config: Config, overrides: Sequence[str] = ()) -> Artifact:
+    """Bring the artifact of a stage into being and return it finished.
+
+    Args:
+        name: stage name.
+        config: validated configuration.
+        overrides: what the user typed, to print the command that makes a missing parent.
+
+    Raises:
+        MissingParent: a parent is not finished; the message is the command that makes it.
+    """
+    root = outputs_folder(config)
+    keys, parents = open_parents(name, config, root, overrides)
+    artifact = Artifact(root, name, keys.key(name))
+    if artifact.finished:
+        _announce(artifact, "done before")
+        if name == "report":
+            _module(name).publish(artifact, root)
+        return artifact
+    artifact.start(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    if config.launch.kind == "torchrun" and STAGES[name].parallel:
+        from cmma.launch import launch_workers
+
+        launch_workers(name, artifact.path("resolved.yaml"), config.launch)
+    else:
+        execute(Stage(name, config, artifact, parents, device=resolve_device(config)), keys)
+    _announce(Artifact(root, name, artifact.key), "finished")
+    return artifact
+
+
+def execute(stage: Stage, keys: Keys) -> None:
+    """Do the work of a stage in this process; rank 0 commits."""
+    set_determinism(stage.config, stage.world)
+    started = time.perf_counter()
+    summary = _module(stage.name).run(stage)
+    if stage.rank == 0:
+        stage.artifact.commit(
+            version=STAGES[stage.name].version, config=keys.config(stage.name), parents=keys.parents(stage.name),
+            summary=summary, device=stage.device, seconds=time.perf_counter() - started,
+        )
+
+
+def open_parents(
+    name: str, config: Config, root: Path, overrides: Sequence[str] = ()
+) -> tuple[Keys, dict[str, Artifact]]:
+    """The keys of a configuration and the finished artifacts that a stage builds on, by stage name.
+
+    The report builds on whatever exists of the stages that it shows.
+
+    Raises:
+        MissingParent: a parent is not finished; the message is the command that makes it.
+    """
+    keys = Keys(config)
+    found = {parent: Artifact(root, parent, keys.key(parent)) for parent in ancestors(name)}
+    missing = [parent for parent, artifact in found.items() if not artifact.finished]
+    if missing:
+        words = " ".join(shlex.quote(word) for word in overrides)
+        commands = " && ".join(f"cmma {parent} {words}".strip() for parent in missing)
+        raise MissingParent(f"{name} needs {missing[-1]} {found[missing[-1]].key}, which is not there; run: {commands}")
+    if name == "report":
+        shown = {stage: Artifact(root, stage, keys.key(stage)) for stage in REPORTED}
+        found |= {stage: artifact for stage, artifact in shown.items() if artifact.finished}
+        keys = Keys(config, reported=[stage for stage in REPORTED if stage in found])
+    return keys, found
+
+
+def resolve_device(config: Config) -> str:
+    """cuda where it is wanted and there, else cpu."""
+    if config.launch.device != "auto":
+        return config.launch.device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def set_determinism(config: Config, world: int) -> None:
+    """Seeds and threads: the same configuration gives the same artifact on CPU."""
+    import torch
+
+    threads = config.launch.threads or max(1, (os.cpu_count() or 1) // world)
+    torch.set_num_threads(threads)
+    torch.manual_seed(config.seed)
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"cmma.stages.{name.replace('-', '_')}")
+
+
+def _announce(artifact: Artifact, state: str) -> None:
+    say(f"{artifact.stage} {artifact.key} {state}: {artifact.folder}")

@@ -1,0 +1,71 @@
+"""The stages and what each depends on. Plain data: `cmma --help` reads it, so nothing is imported here.
+
+A stage's module is `cmma.stages.<name with underscores>`; it has one function `run(stage: Stage) -> summary`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One row of the pipeline.
+
+    Attributes:
+        help: one line for the user.
+        sections: the parts of the configuration that decide the result.
+        parents: stages whose artifacts it reads directly.
+        version: schema version of its artifacts; raise it when their meaning changes.
+        parallel: whether it can use several processes.
+    """
+
+    help: str
+    sections: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ()
+    version: int = 1
+    parallel: bool = False
+
+
+STAGES: dict[str, StageSpec] = {
+    "prepare-data": StageSpec("generate or read samples and write them as webdataset tars", ("dataset",)),
+    "cache-activations": StageSpec(
+        "run the model and store activation records", ("model", "activations"), ("prepare-data",), parallel=True
+    ),
+    "train-sae": StageSpec(
+        "train a sparse autoencoder on cached activations",
+        ("layer", "sae", "optim", "seed"),
+        ("cache-activations",),
+        parallel=True,
+    ),
+    "interpret": StageSpec(
+        "classify latents and collect their examples and concepts", ("interpret", "seed"), ("train-sae",)
+    ),
+    "trace": StageSpec(
+        "causal trace: where a restored activation brings the answer back", ("model", "trace"), ("prepare-data",)
+    ),
+    "intervene": StageSpec(
+        "ablate, amplify, substitute, combine and clamp features", ("intervention",), ("interpret",)
+    ),
+    "build-cmig": StageSpec(
+        "measure feature interactions and build the cross-modal graph", ("cmig",), ("interpret",)
+    ),
+    "evaluate": StageSpec(
+        "hallucination, question accuracy, CLIP-Score, Fréchet distance",
+        ("model", "metric"),
+        ("prepare-data",),
+        parallel=True,
+    ),
+    "report": StageSpec("tables, figures and the feature browser as one static folder", (), ("prepare-data",)),
+}
+
+# What the report shows when it exists; it waits for none of them.
+REPORTED = ("cache-activations", "train-sae", "interpret", "trace", "intervene", "build-cmig", "evaluate")
+
+
+def ancestors(stage: str) -> list[str]:
+    """Every stage that `stage` builds on, furthest first."""
+    found: list[str] = []
+    for parent in STAGES[stage].parents:
+        found += [name for name in (*ancestors(parent), parent) if name not in found]
+    return found
