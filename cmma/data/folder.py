@@ -1,13 +1,13 @@
 """Any folder of images with a table of captions, as samples.
 
-The table is UTF-8 (with or without a byte order mark), has a header, and separates its columns by comma, semicolon, tab or
-bar, whichever makes the header name the needed columns:
+The table is UTF-8 (with or without a byte order mark), has a header, and separates its columns by comma, semicolon, tab
+or bar, whichever makes the header name the needed columns:
 
     file,caption,class
     cat.jpg,a cat on a mat,cat
 
-`file` is relative to the folder. Several rows for one file are several captions of it: the first is the sample's caption,
-all of them are `meta["captions"]`.
+`file` is relative to the folder. Several rows for one file are several captions of it: the first is the sample's
+caption, all of them are `meta["captions"]`.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def _samples(
 
 
 def _image_files(path: Path) -> dict[str, str]:
-    """Image files below the folder, relative, sorted: composed Unicode name → name on disk (macOS writes decomposed)."""
+    """Image files below the folder, relative, sorted: composed Unicode name → name on disk (macOS decomposes)."""
     found = []
     for folder, _, names in os.walk(path):
         relative = Path(folder).relative_to(path)

@@ -1,8 +1,9 @@
 """Samples in webdataset tars: written so that equal samples give equal bytes, and never read in part.
 
-One sample is `key.json` (its truth), `key.txt` (its caption), `key.png` or `key.jpg`, and, where its objects are outlined,
-`key.mask.png`. Tars that img2dataset makes have the same form. A tar is complete if its headers lead without a gap to the
-end-of-archive mark; the tar reader itself takes a damaged header, and a file cut between two members, for the end.
+One sample is `key.json` (its truth), `key.txt` (its caption), `key.png` or `key.jpg`, and, where its objects are
+outlined, `key.mask.png`. Tars that img2dataset makes have the same form. A tar is complete if its headers lead without a
+gap to the end-of-archive mark; the tar reader itself takes a damaged header, and a file cut between two members, for the
+end.
 """
 
 from __future__ import annotations
@@ -57,19 +58,18 @@ def write_tar(path: Path, samples: Iterable[Sample], image_format: Literal["png"
     """
     count = 0
     keys: set[str] = set()
-    with atomic_path(path) as temporary:
-        with temporary.open("wb") as file:
-            sink = _HashedFile(file)
-            with tarfile.open(fileobj=sink, mode="w|") as tar:  # type: ignore[call-overload]
-                for sample in samples:
-                    if not _KEY.fullmatch(sample.key) or sample.key in keys:
-                        raise DataError(f"{path}: sample key {sample.key!r} is taken, empty, or holds a dot or slash")
-                    keys.add(sample.key)
-                    for ending, content in sorted(_members_of(sample, image_format).items()):
-                        member = tarfile.TarInfo(f"{sample.key}.{ending}")  # its defaults: mtime 0, owner 0, mode 0644
-                        member.size = len(content)
-                        tar.addfile(member, io.BytesIO(content))
-                    count += 1
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        sink = _HashedFile(file)
+        with tarfile.open(fileobj=sink, mode="w|") as tar:  # type: ignore[call-overload]
+            for sample in samples:
+                if not _KEY.fullmatch(sample.key) or sample.key in keys:
+                    raise DataError(f"{path}: sample key {sample.key!r} is taken, empty, or holds a dot or slash")
+                keys.add(sample.key)
+                for ending, content in sorted(_members_of(sample, image_format).items()):
+                    member = tarfile.TarInfo(f"{sample.key}.{ending}")  # its defaults: mtime 0, owner 0, mode 0644
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+                count += 1
     return TarInfo(count, sink.sha256.hexdigest(), sink.size)
 
 
@@ -123,8 +123,8 @@ def read_webdataset(
 ) -> Iterator[FileSample | Skipped]:
     """Samples of tars from elsewhere (img2dataset and the like): one tar, or every `*.tar` of a folder in name order.
 
-    Samples without a usable image are named and left out; a tar that is not whole still raises. `label_column` names the
-    field of the sample's JSON that holds its category, where the JSON has no `labels`.
+    Samples without a usable image are named and left out; a tar that is not whole still raises. `label_column` names
+    the field of the sample's JSON that holds its category, where the JSON has no `labels`.
 
     Raises:
         DataError: no such file or folder, no tar in it, a truncated or damaged tar.

@@ -132,7 +132,7 @@ def test_unreadable_table_is_one_line(tmp_path, table, message):
 def test_missing_folder_table_and_label_column(tmp_path):
     with pytest.raises(DataError, match=r"no such folder; set dataset\.path"):
         read_folder(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="captions.csv: no such file"):
+    with pytest.raises(DataError, match=r"captions\.csv: no such file"):
         read_folder(tmp_path)
     folder_of(tmp_path, "file,caption\n")
     with pytest.raises(DataError, match="no column 'species'"):

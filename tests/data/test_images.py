@@ -120,8 +120,8 @@ def test_missing_file_and_folder_are_data_errors(tmp_path):
 
 SMALL_FILES = [
     encoded(photo(24, 20), "JPEG"), encoded(photo(24, 20), "PNG"), encoded(photo(24, 20).convert("P"), "GIF"),
-    encoded(photo(24, 20), "TIFF", compression="tiff_lzw"), encoded(photo(24, 20), "WEBP"), encoded(photo(24, 20), "BMP"),
-    encoded(photo(24, 20), "JPEG2000"),
+    encoded(photo(24, 20), "TIFF", compression="tiff_lzw"), encoded(photo(24, 20), "WEBP"),
+    encoded(photo(24, 20), "BMP"), encoded(photo(24, 20), "JPEG2000"),
 ]  # fmt: skip
 
 
@@ -131,9 +131,10 @@ def test_damage_gives_an_rgb_image_or_a_data_error(content: bytes, position: int
     position %= len(content)
     damaged = content[:position] + noise + (b"" if cut else content[position + len(noise) :])
     try:
-        assert open_image(damaged, max_side=16).mode == "RGB"
+        outcome = open_image(damaged, max_side=16).mode
     except DataError as error:
-        assert "\n" not in str(error)
+        outcome = str(error)
+    assert outcome == "RGB" or (outcome.startswith("image: ") and "\n" not in outcome)
 
 
 def test_jpeg_bytes_are_kept_only_where_they_decode_to_the_image():

@@ -77,7 +77,7 @@ def test_a_tar_cut_anywhere_is_refused(tars, tmp_path):
     content = tars[0].read_bytes()
     end = len(content.rstrip(b"\0"))
     cut = tmp_path / "cut.tar"
-    for length in [0, 1, 511, 512, 1024, *range(1536, end + 512, 512), end, end // 2 + 7]:  # member boundaries among them
+    for length in [0, 1, 511, *range(512, end + 512, 512), end, end // 2 + 7]:  # member boundaries among them
         cut.write_bytes(content[:length])
         with pytest.raises(DataError, match=r"cut\.tar"):
             list(read_tars([cut]))
@@ -103,8 +103,8 @@ def test_missing_and_foreign_files_are_refused(tmp_path):
     (tmp_path / "text.tar").write_text("hello" * 500)
     with pytest.raises(DataError, match="not a tar"):
         list(read_tars([tmp_path / "text.tar"]))
+    (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no \.tar files"):
-        (tmp_path / "empty").mkdir()
         read_webdataset(tmp_path / "empty")
 
 
