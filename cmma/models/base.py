@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from cmma.data.samples import Sample
-from cmma.errors import CmmaError, ConfigError
+from cmma.errors import CmmaError
 from cmma.modality import Modality
+from cmma.models.sites import RecordSite, Site, UnknownSite
 
 
 @dataclass(frozen=True)
@@ -48,32 +49,6 @@ class ModelSpec:
     prompt: str = "Describe this image in detail."
     attention: str = "sdpa"
     drop_system_prompt: bool = True
-
-
-class UnknownSite(ConfigError):
-    """No such site in this model; the message names the nearest ones."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """A named place in the network: the output of a module, or the first positional input of it."""
-
-    name: str
-    module: nn.Module
-    port: Literal["output", "input"] = "output"
-
-
-@dataclass(frozen=True)
-class RecordSite:
-    """Where a site's activation lies in the record vector: `vector[start : start + width]`.
-
-    `modality` is None when it varies per token (one stream holds both modalities).
-    """
-
-    site: str
-    modality: Modality | None
-    start: int
-    width: int
 
 
 class Records(NamedTuple):
@@ -245,18 +220,3 @@ def span_means(vectors_BSD: Tensor, modality_BS: Tensor, n: int) -> Tensor:
         weights.append(spans_BSn / spans_BSn.sum(1, keepdim=True).clamp(min=1))
     weights_BMnS = torch.stack(weights, dim=1).transpose(2, 3)
     return torch.einsum("bmns,bsd->bmnd", weights_BMnS, vectors_BSD.float())
-
-
-def resolve(module: nn.Module, candidates: Sequence[str], what: str) -> nn.Module:
-    """The first submodule among dotted paths that exists: library versions move modules about.
-
-    Raises CmmaError naming every path that was looked for, and the nearest existing ones.
-    """
-    names = dict(module.named_modules(remove_duplicate=False))
-    for path in candidates:
-        if path in names:
-            return names[path]
-    near = difflib.get_close_matches(candidates[0], names, n=3, cutoff=0.0)
-    raise CmmaError(
-        f"{type(module).__name__} has no {what}: looked for {', '.join(candidates)}; the nearest are {', '.join(near)}"
-    )

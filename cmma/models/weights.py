@@ -1,0 +1,112 @@
+"""Where weights lie, and whether they are whole. One line tells what is missing and what to do."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from cmma.errors import ConfigError, DataError
+from cmma.models.base import ModelSpec
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BUILTIN = "builtin:"
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch type called `name`. Raises ConfigError with the valid names."""
+    if name not in DTYPES:
+        raise ConfigError(f"dtype {name!r} is unknown; valid are {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def weights_folder(spec: ModelSpec, repository: str, patterns: Sequence[str]) -> Path:
+    """The folder that holds the configuration and weights of `spec` ("path" or "hub"), checked to be whole.
+
+    Args:
+        spec: what to load.
+        repository: hub id, used when `spec.weights` is "hub".
+        patterns: glob patterns of the files that are needed from the hub.
+    """
+    if spec.weights == "hub":
+        folder = _download(spec, repository, patterns)
+    elif spec.weights == "path":
+        folder = _local(spec)
+    else:
+        raise ConfigError(f"model.weights={spec.weights!r} is unknown; valid are hub, path, random")
+    check_safetensors(folder, spec.name)
+    return folder
+
+
+def check_safetensors(folder: Path, model: str) -> None:
+    """Open every safetensors file of `folder` and its shard index. Raises DataError for the first that is not whole."""
+    advice = "copy or download the folder again"
+    shards = sorted(folder.glob("*.safetensors"))
+    for index in folder.glob("*.safetensors.index.json"):
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if missing := sorted(named - {shard.name for shard in shards}):
+            raise DataError(f"{model}: {folder} lacks {', '.join(missing)}, which {index.name} names; {advice}")
+    if not shards:
+        raise DataError(f"{model}: {folder} holds no .safetensors file; {advice} (pickled weights are never read)")
+    for shard in shards:
+        try:
+            with safe_open(shard, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise DataError(f"{model}: {shard} is truncated or damaged ({error}); {advice}") from error
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from a generator seeded by `seed`, leaving the global CPU generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def quiet_logging() -> Iterator[None]:
+    """Silence the root logger's warnings: open_clip announces there that random weights are random."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(previous)
+
+
+def _local(spec: ModelSpec) -> Path:
+    if spec.source.startswith(BUILTIN):
+        name = spec.source.removeprefix(BUILTIN)
+        shipped = Path(str(files("cmma.testbed") / "weights"))
+        folder = shipped / name
+        known = sorted(path.name for path in shipped.glob("*/")) or ["none"]
+        remedy = f"shipped models are {', '.join(known)}"
+    else:
+        folder = Path(spec.source).expanduser()
+        remedy = "set model.source to a folder with the model's configuration and .safetensors files"
+    if not folder.is_dir():
+        raise DataError(f"{spec.name}: model folder {folder} does not exist; {remedy}")
+    return folder
+
+
+def _download(spec: ModelSpec, repository: str, patterns: Sequence[str]) -> Path:
+    """Fetch the needed files of a hub repository, or find them in the local hub cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, revision=spec.revision, allow_patterns=list(patterns)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"{spec.name}: cannot get {repository} (revision {spec.revision or 'default'}) from the hub: {reason} "
+            "Check the network, the id and access rights; or download it elsewhere and set model.weights=path "
+            "model.source=FOLDER; or model.weights=random"
+        ) from error
