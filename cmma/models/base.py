@@ -18,37 +18,8 @@ from torch import Tensor, nn
 from cmma.data.samples import Sample
 from cmma.errors import CmmaError
 from cmma.modality import Modality
+from cmma.models.spec import ModelSpec
 from cmma.models.sites import RecordSite, Site, UnknownSite
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """Which model to load, from where (`conf/model/*.yaml` has exactly these keys).
-
-    Attributes:
-        name: how reports call it.
-        family: the adapter, "llava" or "clip".
-        weights: "hub" (download or cache), "path" (a folder) or "random" (the full architecture, seeded, no network).
-        source: hub id (for clip also an open_clip pretrained tag), or a folder, or "builtin:NAME" = shipped weights.
-        revision: commit, tag or branch of the hub repository; None = its default branch.
-        architecture: llava: a key of `cmma.models.llava_architectures`; clip: an open_clip architecture name. Needed
-            for random weights and for pretrained tags; elsewhere the folder's own configuration decides.
-        seed: of the random weights.
-        prompt: the instruction that asks for a caption (generative models).
-        attention: attention implementation of transformers models, "sdpa" or "eager".
-        drop_system_prompt: text before the image (system prompt, "USER:") yields no records.
-    """
-
-    name: str
-    family: str
-    weights: str
-    source: str
-    revision: str | None = None
-    architecture: str | None = None
-    seed: int = 0
-    prompt: str = "Describe this image in detail."
-    attention: str = "sdpa"
-    drop_system_prompt: bool = True
 
 
 class Records(NamedTuple):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from cmma.errors import ConfigError
+
+BUILTIN = "builtin:"
 
 
 @dataclass(frozen=True)
@@ -50,3 +53,10 @@ class ModelSpec:
                 raise ConfigError(f"model.{key}={value} is not one of {', '.join(allowed)}")
         if self.weights == "random" and not self.architecture:
             raise ConfigError(f"model.weights=random needs model.architecture, which {self.name} does not give")
+
+
+def model_folder(source: str) -> Path:
+    """The folder behind a local `source`: `builtin:NAME` is a model that ships with cmma. It need not exist."""
+    if source.startswith(BUILTIN):
+        return Path(__file__).resolve().parent.parent / "testbed" / "weights" / source.removeprefix(BUILTIN)
+    return Path(source).expanduser().absolute()

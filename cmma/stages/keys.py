@@ -8,7 +8,7 @@ from typing import Any
 
 from cmma.artifacts.keys import artifact_key, expand, fingerprint_files, fingerprint_images, fingerprint_model
 from cmma.config import Config
-from cmma.models.weights import model_folder
+from cmma.models.spec import model_folder
 from cmma.stages.table import STAGES
 
 
