@@ -29,8 +29,9 @@ class DatasetConfig:
         captions: name of the caption file in the folder, with the columns file,caption.
         label_column: column of the caption file that holds a category; empty for none.
         max_side: images are scaled down so that their longer side has at most this many pixels; 0 = never.
-        n_train, n_balanced, n_counter, n_pairs: scenes per split of the shapes world (pairs count both images).
-        train_fraction: folder and webdataset: this share of the samples is split `train`, the rest `balanced`.
+        n_train, n_balanced, n_counter: scenes per split of the shapes world.
+        n_pairs: pairs of scenes that differ in one factor (two samples each).
+        train_fraction: folder and webdataset: this share of the samples is split `train`, the rest `held_out`.
         samples_per_shard: samples in one tar.
         seed: of the generated scenes, or of the split.
     """
@@ -38,12 +39,12 @@ class DatasetConfig:
     kind: str = "shapes"
     path: str | None = None
     captions: str = "captions.csv"
-    label_column: str = ""
+    label_column: str = "class"
     max_side: int = 0
     n_train: int = 4000
-    n_balanced: int = 1000
+    n_balanced: int = 500
     n_counter: int = 500
-    n_pairs: int = 400
+    n_pairs: int = 200
     train_fraction: float = 0.8
     samples_per_shard: int = 1000
     seed: int = 0
@@ -107,7 +108,8 @@ class InterpretConfig:
     """What is collected about each latent.
 
     Attributes:
-        split: split whose samples are run; never the one that the dictionary was trained on.
+        split: split whose samples are run; never the one that the dictionary was trained on. Null = `balanced` in the
+            shapes world, `held_out` elsewhere.
         n_samples: at most this many samples.
         batch_size: samples in one forward pass.
         n_examples: top examples kept per latent.
@@ -115,7 +117,7 @@ class InterpretConfig:
         max_pages: latents with a page of their own in the report, by density and class.
     """
 
-    split: str = "balanced"
+    split: str | None = None
     n_samples: int = 400
     batch_size: int = 32
     n_examples: int = 12
@@ -198,9 +200,19 @@ class PathsConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """`cmma run`: the last stage of the chain to do; never part of a key."""
+    """What `cmma run` does; never part of a key.
+
+    Attributes:
+        until: the last stage of the chain.
+        traces: files of conf/trace/ that are run.
+        interventions: files of conf/intervention/ that are run.
+    """
 
     until: str = "report"
+    traces: list[str] = field(default_factory=lambda: ["noise", "semantic_pair"])
+    interventions: list[str] = field(
+        default_factory=lambda: ["ablate", "amplify", "substitute", "combine", "clamp"]
+    )
 
 
 @dataclass(frozen=True)

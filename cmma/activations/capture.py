@@ -11,7 +11,7 @@ from torch import Tensor
 from cmma.activations.quota import choose_records
 from cmma.data.samples import Sample
 from cmma.errors import DataError
-from cmma.hooks import Trace
+from cmma.hooks.trace import Trace
 from cmma.modality import Modality
 from cmma.models.base import MultimodalModel
 

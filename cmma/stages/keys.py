@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from cmma.artifacts.keys import artifact_key, expand, fingerprint_files, fingerprint_images, fingerprint_model
@@ -17,12 +17,12 @@ class Keys:
 
     Args:
         config: validated configuration.
-        reported: optional parents of the report that exist.
+        reported: keys of the artifacts that the report shows, by stage or stage:variant.
     """
 
-    def __init__(self, config: Config, reported: Sequence[str] = ()) -> None:
+    def __init__(self, config: Config, reported: Mapping[str, str] | None = None) -> None:
         self._config = config
-        self._reported = tuple(reported)
+        self._reported = dict(reported or {})
         self._sections: dict[str, Any] = {}
 
     def key(self, stage: str) -> str:
@@ -31,8 +31,8 @@ class Keys:
 
     def parents(self, stage: str) -> dict[str, str]:
         """Keys of the direct parents."""
-        names = (*STAGES[stage].parents, *(self._reported if stage == "report" else ()))
-        return {name: self.key(name) for name in names}
+        direct = {name: self.key(name) for name in STAGES[stage].parents}
+        return direct | self._reported if stage == "report" else direct
 
     def config(self, stage: str) -> dict[str, Any]:
         """The semantic configuration of a stage."""

@@ -68,7 +68,7 @@ def evaluation_split(artifact: Artifact, wanted: str | None) -> str:
 def _shapes_splits(dataset: DatasetConfig) -> dict[str, int]:
     return {
         "train": dataset.n_train, "balanced": dataset.n_balanced, "counter": dataset.n_counter,
-        "pairs": dataset.n_pairs,
+        "pairs": 2 * dataset.n_pairs,
     }
 
 

@@ -20,6 +20,7 @@ from cmma.console import say
 from cmma.errors import MissingParent
 from cmma.stages.keys import Keys
 from cmma.stages.table import REPORTED, STAGES, ancestors
+from cmma.stages.variants import variants
 
 
 @dataclass
@@ -109,9 +110,12 @@ def open_parents(
         commands = " && ".join(f"cmma {parent} {words}".strip() for parent in missing)
         raise MissingParent(f"{name} needs {missing[-1]} {found[missing[-1]].key}, which is not there; run: {commands}")
     if name == "report":
-        shown = {stage: Artifact(root, stage, keys.key(stage)) for stage in REPORTED}
-        found |= {stage: artifact for stage, artifact in shown.items() if artifact.finished}
-        keys = Keys(config, reported=[stage for stage in REPORTED if stage in found])
+        shown = {
+            label: Artifact(root, stage, Keys(variant).key(stage))
+            for stage in REPORTED for label, variant in variants(stage, config, overrides)
+        }
+        found |= {label: artifact for label, artifact in shown.items() if artifact.finished}
+        keys = Keys(config, reported={label: artifact.key for label, artifact in found.items()})
     return keys, found
 
 
