@@ -1,6 +1,24 @@
 """Trace (read) and Edit (write) activations at named sites of any model; nothing here knows a family.
 
-    from cmma.hooks.trace import Trace
-    from cmma.hooks.edit import Edit, TokenEdit, Where
-    from cmma.hooks.splice import splice
+`from cmma.hooks import Trace, Edit, TokenEdit, Where, splice`; torch is imported at that moment.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cmma.hooks.edit import Edit, TokenEdit, Where
+    from cmma.hooks.streams import splice
+    from cmma.hooks.trace import Trace
+
+__all__ = ["Edit", "TokenEdit", "Trace", "Where", "splice"]
+
+_MODULES = {"Edit": "edit", "TokenEdit": "edit", "Where": "edit", "Trace": "trace", "splice": "streams"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

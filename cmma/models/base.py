@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,8 +17,8 @@ from torch import Tensor, nn
 from cmma.data.samples import Sample
 from cmma.errors import CmmaError
 from cmma.modality import Modality
-from cmma.models.spec import ModelSpec
 from cmma.models.sites import RecordSite, Site, UnknownSite
+from cmma.models.spec import ModelSpec
 
 
 class Records(NamedTuple):

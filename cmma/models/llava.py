@@ -19,9 +19,10 @@ from transformers.utils import logging as transformers_logging
 from cmma.data.samples import Sample
 from cmma.errors import CmmaError, DataError
 from cmma.modality import Modality
-from cmma.models.base import Batch, ModelSpec, MultimodalModel, Records
+from cmma.models.base import Batch, MultimodalModel, Records
 from cmma.models.llava_architectures import architecture, build_config, build_processor
 from cmma.models.sites import RecordSite, SiteRow, expand, resolve
+from cmma.models.spec import ModelSpec
 from cmma.models.weights import seeded, torch_dtype, weights_folder
 
 ROOTS = {
@@ -43,7 +44,7 @@ SITES = (
     SiteRow("language.norm", "language", "norm"),
 )
 HUB_FILES = ("*.json", "*.jinja", "*.safetensors", "*.model")
-INPUTS = ("pixel_values", "image_sizes")
+IMAGE_INPUTS = ("pixel_values", "image_sizes")
 
 
 def load(spec: ModelSpec, device: str = "cpu", dtype: str = "float32") -> LlavaModel:
@@ -115,7 +116,7 @@ class LlavaModel(MultimodalModel):
         padding: Literal["right", "left"] = "right",
     ) -> Batch:
         """See `MultimodalModel.collate`; `texts` defaults to `spec.prompt` for every sample."""
-        prompts = [self.prompt(text) for text in (texts or [self.spec.prompt] * len(samples))]
+        prompts = [self.prompt(text) for text in texts or [self.spec.prompt] * len(samples)]
         begun = bool(self.tokenizer.bos_token) and prompts[0].startswith(self.tokenizer.bos_token)
         inputs = self.processor(
             images=[sample.image for sample in samples],
@@ -124,27 +125,20 @@ class LlavaModel(MultimodalModel):
             add_special_tokens=not begun,
             return_tensors="pt",
         )
-        prompts_ids = [ids[mask.bool()] for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
-        answers_ids = [torch.tensor(self.answer_ids(answer), dtype=torch.long) for answer in answers or [""] * len(samples)]
-        tokens = {
-            "input_ids": [torch.cat(pair) for pair in zip(prompts_ids, answers_ids, strict=True)],
-            "attention_mask": [torch.ones(len(p) + len(a)).long() for p, a in zip(prompts_ids, answers_ids, strict=True)],
-            "answer": [torch.arange(len(p) + len(a)) >= len(p) for p, a in zip(prompts_ids, answers_ids, strict=True)],
-        }
-        fills = {"input_ids": self.pad_id, "attention_mask": 0, "answer": False}
-        padded = {
-            name: pad_sequence(rows, batch_first=True, padding_value=fills[name], padding_side=padding)
-            for name, rows in tokens.items()
-        }
-        answer_mask = padded.pop("answer")
-        padded |= {name: inputs[name] for name in INPUTS if name in inputs}
-        padded["pixel_values"] = padded["pixel_values"].to(self.dtype)
-        length = padded["input_ids"].shape[1]
-        ends = [
-            len(p) - 1 if padding == "right" else length - len(a) - 1
-            for p, a in zip(prompts_ids, answers_ids, strict=True)
-        ]
-        return Batch(padded, torch.tensor(ends), answer_mask).to(self.device)
+        prompt_ids = [ids[kept.bool()] for ids, kept in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
+        answer_ids = [torch.tensor(self.answer_ids(answer)).long() for answer in answers or [""] * len(samples)]
+        rows = [torch.cat(pair) for pair in zip(prompt_ids, answer_ids, strict=True)]
+
+        def pad(rows: list[Tensor], fill: int) -> Tensor:
+            return pad_sequence(rows, batch_first=True, padding_value=fill, padding_side=padding)
+
+        present_BS = pad([torch.ones_like(row) for row in rows], 0)
+        answer_BS = pad([torch.arange(len(row)) >= len(ids) for row, ids in zip(rows, prompt_ids, strict=True)], False)
+        prompt_end_B = ((present_BS.bool() & ~answer_BS) * torch.arange(present_BS.shape[1])).amax(dim=1)
+        tensors = {"input_ids": pad(rows, self.pad_id), "attention_mask": present_BS}
+        tensors |= {name: inputs[name] for name in IMAGE_INPUTS if name in inputs}
+        tensors["pixel_values"] = tensors["pixel_values"].to(self.dtype)
+        return Batch(tensors, prompt_end_B, answer_BS).to(self.device)
 
     @property
     def pad_id(self) -> int:
@@ -219,7 +213,7 @@ class LlavaModel(MultimodalModel):
             max_new_tokens: upper limit per sample.
             options: fields of transformers' `GenerationConfig` that differ from greedy decoding.
         """
-        if not bool(batch["attention_mask"][:, -1].all()) or (batch.answer_mask is not None and batch.answer_mask.any()):
+        if not batch["attention_mask"][:, -1].all() or batch.answer_mask.any():
             raise CmmaError("generate needs prompts without answers, collated with padding='left'")
         stop = self.module.generation_config.eos_token_id
         stop = self.tokenizer.eos_token_id if stop is None else stop

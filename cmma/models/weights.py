@@ -6,17 +6,15 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from cmma.errors import ConfigError, DataError
-from cmma.models.base import ModelSpec
+from cmma.models.spec import BUILTIN, ModelSpec, model_folder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-BUILTIN = "builtin:"
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -34,12 +32,7 @@ def weights_folder(spec: ModelSpec, repository: str, patterns: Sequence[str]) ->
         repository: hub id, used when `spec.weights` is "hub".
         patterns: glob patterns of the files that are needed from the hub.
     """
-    if spec.weights == "hub":
-        folder = _download(spec, repository, patterns)
-    elif spec.weights == "path":
-        folder = _local(spec)
-    else:
-        raise ConfigError(f"model.weights={spec.weights!r} is unknown; valid are hub, path, random")
+    folder = _download(spec, repository, patterns) if spec.weights == "hub" else _local(spec)
     check_safetensors(folder, spec.name)
     return folder
 
@@ -82,18 +75,16 @@ def quiet_logging() -> Iterator[None]:
 
 
 def _local(spec: ModelSpec) -> Path:
+    folder = model_folder(spec.source)
+    if folder.is_dir():
+        return folder
     if spec.source.startswith(BUILTIN):
-        name = spec.source.removeprefix(BUILTIN)
-        shipped = Path(str(files("cmma.testbed") / "weights"))
-        folder = shipped / name
-        known = sorted(path.name for path in shipped.glob("*/")) or ["none"]
-        remedy = f"shipped models are {', '.join(known)}"
-    else:
-        folder = Path(spec.source).expanduser()
-        remedy = "set model.source to a folder with the model's configuration and .safetensors files"
-    if not folder.is_dir():
-        raise DataError(f"{spec.name}: model folder {folder} does not exist; {remedy}")
-    return folder
+        shipped = ", ".join(sorted(path.name for path in folder.parent.glob("*/"))) or "none"
+        raise DataError(f"{spec.name}: no model {folder.name} ships with cmma; shipped are {shipped}")
+    raise DataError(
+        f"{spec.name}: model folder {folder} does not exist; set model.source to a folder with the model's "
+        "configuration and .safetensors files"
+    )
 
 
 def _download(spec: ModelSpec, repository: str, patterns: Sequence[str]) -> Path:

@@ -1,0 +1,183 @@
+"""CLIP through open_clip (also the shapes world's `toy_clip`, which is of the same class).
+
+Two towers, no shared stream: a record is a pair view `[h_v ; h_t]` at the same relative depth of both. The text tower
+is always built as a module of its own (`force_custom_text`), so that its projected embedding can be hooked. Heads are
+not sites: open_clip's attention is functional and never calls its output projection as a module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import open_clip
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from torch import Tensor, nn
+
+from cmma.data.samples import Sample
+from cmma.errors import ConfigError, DataError
+from cmma.modality import Modality
+from cmma.models.base import Batch, MultimodalModel, Records
+from cmma.models.sites import RecordSite, SiteRow, expand, resolve
+from cmma.models.spec import ModelSpec
+from cmma.models.weights import quiet_logging, seeded, torch_dtype, weights_folder
+
+ROOTS = {"vision": ("visual",), "text": ("text",)}
+SITES = tuple(
+    SiteRow(f"{tower}.{name}", tower, path, port)
+    for tower in ROOTS
+    for name, path, port in (
+        ("layers.{l}.resid_pre", "transformer.resblocks.{l}", "input"),
+        ("layers.{l}.attn_out", "transformer.resblocks.{l}.attn", "output"),
+        ("layers.{l}.mlp_out", "transformer.resblocks.{l}.mlp", "output"),
+        ("layers.{l}.resid_post", "transformer.resblocks.{l}", "output"),
+        ("embed", "", "output"),  # projected into the shared space, before normalisation
+    )
+)
+HUB_FILES = ("open_clip_config.json", "open_clip*.safetensors", "*.json", "vocab.txt", "merges.txt")
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def load(spec: ModelSpec, device: str = "cpu", dtype: str = "float32") -> ClipModel:
+    """Load a CLIP from the hub, a folder with `open_clip_config.json`, or at random (see `cmma.models.load_model`)."""
+    torch_dtype(dtype)
+    if spec.weights == "random":
+        name = _known_architecture(spec)
+    else:
+        name = f"local-dir:{weights_folder(spec, _repository(spec), HUB_FILES)}"
+    try:
+        with quiet_logging(), seeded(spec.seed):
+            module = open_clip.create_model(name, precision=PRECISIONS[dtype], force_custom_text=True)
+            tokenizer = open_clip.get_tokenizer(name)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{spec.name}: {name} cannot be loaded as a CLIP: {reason}") from error
+    return ClipModel(spec, module.to(device), tokenizer)
+
+
+class ClipModel(MultimodalModel):
+    """A CLIP with its image transform and tokenizer. See `MultimodalModel` for the interface.
+
+    `n_layers` is the depth of the deeper tower; layer l of the records pairs blocks at the same relative depth.
+    """
+
+    kind = "dual_encoder"
+
+    def __init__(self, spec: ModelSpec, module: nn.Module, tokenizer: Any) -> None:
+        roots = {root: resolve(module, paths, root) for root, paths in ROOTS.items()}
+        self.depths = {root: len(tower.transformer.resblocks) for root, tower in roots.items()}
+        super().__init__(spec, module, expand(SITES, roots, self.depths), max(self.depths.values()))
+        self.tokenizer = tokenizer
+        self.transform = image_transform_v2(PreprocessCfg(**module.visual.preprocess_cfg), is_train=False)
+
+    def collate(
+        self,
+        samples: Sequence[Sample],
+        texts: Sequence[str] | None = None,
+        answers: Sequence[str] | None = None,
+        padding: Literal["right", "left"] = "right",
+    ) -> Batch:
+        """Images with one text each, default the caption. Raises ConfigError for answers: there is no decoder."""
+        if answers is not None:
+            raise ConfigError(f"{self.spec.name} scores texts; give whole texts, not answers")
+        images_BCHW = torch.stack([self.transform(sample.image) for sample in samples]).to(self.dtype)
+        text_BS = self.tokenizer(list(texts) if texts is not None else [sample.caption for sample in samples])
+        return Batch({"image": images_BCHW, "text": text_BS}).to(self.device)
+
+    def token_modality(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """TEXTUAL for the words and EOT of the text tower, DROPPED for its BOS and for padding after EOT."""
+        position_S = torch.arange(batch["text"].shape[1], device=batch["text"].device)
+        kept_BS = (position_S > 0) & (position_S <= self.end_of_text(batch)[:, None])
+        return torch.where(kept_BS, int(Modality.TEXTUAL), int(Modality.DROPPED)).to(torch.int8)
+
+    def site_modality(self, site: str, batch: Mapping[str, Tensor], rows: int, length: int) -> Tensor:
+        """The tower's modality; text tokens as in `token_modality`."""
+        tower = site.split(".")[0]
+        if tower == "text" and length > 1:
+            return self.token_modality(batch)
+        modality = Modality.TEXTUAL if tower == "text" else Modality.VISUAL
+        return torch.full((rows, length), int(modality), dtype=torch.int8, device=self.device)
+
+    def end_of_text(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """int64[B]: position of the EOT token, where the text tower is pooled."""
+        text = self.module.text
+        if text.pool_type == "eos":
+            return (batch["text"] == text.eos_id).int().argmax(dim=1)
+        return batch["text"].argmax(dim=1)  # "argmax": EOT has the highest id
+
+    def record_sites(self, layer: int) -> tuple[RecordSite, ...]:
+        """The residual streams of both towers at relative depth (layer + 1) / n_layers."""
+        places, start = [], 0
+        for tower, modality in (("vision", Modality.VISUAL), ("text", Modality.TEXTUAL)):
+            block = -(-(layer + 1) * self.depths[tower] // self.n_layers) - 1
+            site = self.site(f"{tower}.layers.{block}.resid_post")
+            width = self._towers[tower].transformer.width
+            places.append(RecordSite(site.name, modality, start, width))
+            start += width
+        return tuple(places)
+
+    @property
+    def _towers(self) -> dict[str, nn.Module]:
+        return {"vision": self.module.visual, "text": self.module.text}
+
+    def records(self, acts: Mapping[str, Tensor], batch: Mapping[str, Tensor], layer: int) -> Records:
+        """Visual views of all image tokens, textual views of all text tokens, and one joint view [CLS ; EOT].
+
+        Each view fills its own half of the record vector and leaves the other zero; S = image tokens + text length + 1.
+        """
+        seen, read = self.record_sites(layer)
+        image_BPV, text_BTW = acts[seen.site], acts[read.site]
+        (rows, patches), length = image_BPV.shape[:2], text_BTW.shape[1]
+        vectors_BSD = image_BPV.new_zeros(rows, patches + length + 1, seen.width + read.width)
+        vectors_BSD[:, :patches, : seen.width] = image_BPV
+        vectors_BSD[:, patches:-1, seen.width :] = text_BTW
+        vectors_BSD[:, -1, : seen.width] = image_BPV[:, 0]
+        vectors_BSD[:, -1, seen.width :] = text_BTW[torch.arange(rows, device=text_BTW.device), self.end_of_text(batch)]
+
+        text_modality_BT = self.token_modality(batch)
+        visual_BP = text_modality_BT.new_full((rows, patches), int(Modality.VISUAL))
+        joint_B1 = text_modality_BT.new_full((rows, 1), int(Modality.JOINT))
+        modality_BS = torch.cat([visual_BP, text_modality_BT, joint_B1], dim=1)
+        position_S = torch.cat([torch.arange(patches), torch.arange(length), torch.tensor([-1])]).to(image_BPV.device)
+        return Records(vectors_BSD, modality_BS, position_S.expand(rows, -1))
+
+    def pooled_position(self, batch: Batch, modality: Modality) -> Tensor:
+        """CLS (position 0) of the image tower, EOT of the text tower."""
+        end_B = self.end_of_text(batch)
+        return end_B if modality == Modality.TEXTUAL else torch.zeros_like(end_B)
+
+    def image_grid(self, batch: Mapping[str, Tensor]) -> tuple[int, int]:
+        """Patches of the image tower: 7 × 7 for ViT-B/32."""
+        rows, columns = self.module.visual.grid_size
+        return rows, columns
+
+    def image_positions(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """All image tokens but CLS."""
+        rows, columns = self.image_grid(batch)
+        return torch.arange(1, rows * columns + 1, device=self.device).expand(len(batch["image"]), -1)
+
+    def similarity(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Cosine of every image with every text of the batch: Float[B images, B texts]."""
+        image_BE, text_BE, *_ = self(**batch)
+        return image_BE @ text_BE.T
+
+
+def _known_architecture(spec: ModelSpec) -> str:
+    if spec.architecture not in open_clip.list_models():
+        raise ConfigError(
+            f"model.architecture={spec.architecture!r} is not an open_clip architecture; "
+            "for example ViT-B-32-quickgelu (see open_clip.list_models())"
+        )
+    return spec.architecture
+
+
+def _repository(spec: ModelSpec) -> str:
+    """The hub repository of `spec.source`: an id, or the one that open_clip lists for a pretrained tag."""
+    if spec.weights != "hub" or "/" in spec.source:
+        return spec.source
+    entry = open_clip.get_pretrained_cfg(_known_architecture(spec), spec.source)
+    if not entry.get("hf_hub"):
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(spec.architecture))
+        raise ConfigError(f"model.source={spec.source!r} has no hub weights for {spec.architecture}; tags are {tags}")
+    return entry["hf_hub"].rstrip("/")
