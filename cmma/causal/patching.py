@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cmma.causal.queries import Query
+from cmma.causal.readout import Readout
 from cmma.causal.result import PatchResult
 from cmma.console import progress
 from cmma.errors import DataError
-from cmma.hooks import Edit, TokenEdit, Trace
-from cmma.models.base import MultimodalModel
-
-Readout = Callable[[Mapping[str, Any], Any, Sequence[Query]], Tensor]
-"""(batch, model output, one query per row) → scores [rows]."""
+from cmma.hooks.edit import Edit, TokenEdit, Where
+from cmma.hooks.trace import Trace
+from cmma.models.base import Batch, MultimodalModel
 
 Positions = Mapping[str, Tensor]
 """Name of a position group → positions in the stream that is patched, int64 [P]."""
@@ -37,7 +35,7 @@ class Run:
     """
 
     query: Query
-    batch: Mapping[str, Any]
+    batch: Batch
     edits: tuple[tuple[str, TokenEdit], ...] = ()
 
 
@@ -63,7 +61,6 @@ def activation_patch(
     correct: Sequence[bool] | None = None,
     correct_only: bool = True,
     rows_per_forward: int = 64,
-    readout_name: str = "",
 ) -> PatchResult:
     """Run each corrupt input once per (row × group), with the clean activations restored there.
 
@@ -110,16 +107,16 @@ def activation_patch(
                 bar.advance(len(chunk))
 
     keys = tuple(run.query.key for run in clean)
-    return PatchResult(tuple(rows), groups, keys, score_CRG, low_C, high_C, correct_C, correct_only, readout_name)
+    return PatchResult(tuple(rows), groups, keys, score_CRG, low_C, high_C, correct_C, correct_only, readout.name)
 
 
 @torch.no_grad()
-def run_scores(model: MultimodalModel, run: Run, readout: Readout) -> Tensor:
+def run_scores(model: MultimodalModel, run: Run, readout: Readout, rows: int = 1) -> Tensor:
     """Readout of a run as it is, [rows]."""
     with ExitStack() as stack:
         for site, edit in run.edits:
             stack.enter_context(Edit(model, site, edit))
-        return readout(run.batch, model(**run.batch), [run.query] * _rows(run.batch)).float()
+        return readout(run.batch, [run.query] * rows)
 
 
 def restore(clean_SD: Tensor, chosen_RS: Tensor) -> TokenEdit:
@@ -130,11 +127,11 @@ def restore(clean_SD: Tensor, chosen_RS: Tensor) -> TokenEdit:
         chosen_RS: bool, which positions of which row of the batch are restored.
     """
 
-    def put_back(acts_ND: Tensor, modality_N: Tensor, where: Any) -> Tensor:
-        chosen_N = chosen_RS.to(acts_ND.device)[where.batch_index_N, where.position_N]
-        return torch.where(chosen_N[:, None], clean_SD.to(acts_ND)[where.position_N], acts_ND)
+    def put_back(acts_ND: Tensor, modality_N: Tensor, where: Where) -> Tensor:
+        chosen_N = chosen_RS.to(acts_ND.device)[where.batch_index, where.position]
+        return torch.where(chosen_N[:, None], clean_SD.to(acts_ND)[where.position], acts_ND)
 
-    return TokenEdit(put_back, tokens="all", phase="all")
+    return TokenEdit(put_back, tokens="every", phase="prefill")
 
 
 def _patched_scores(
@@ -147,7 +144,8 @@ def _patched_scores(
             length = clean_acts[site].shape[0]
             chosen.setdefault(site, torch.zeros(len(cells), length, dtype=torch.bool))[row, cell.positions.cpu()] = True
     patches = tuple((site, restore(clean_acts[site], chosen_RS)) for site, chosen_RS in chosen.items())
-    return run_scores(model, Run(corrupt.query, repeat(corrupt.batch, len(cells)), corrupt.edits + patches), readout)
+    repeated = Run(corrupt.query, corrupt.batch.rows([0] * len(cells)), corrupt.edits + patches)
+    return run_scores(model, repeated, readout, len(cells))
 
 
 def _traced(
@@ -158,21 +156,12 @@ def _traced(
         for site, edit in run.edits:
             stack.enter_context(Edit(model, site, edit))
         acts = stack.enter_context(Trace(model, list(sites)))
-        score = readout(run.batch, model(**run.batch), [run.query])
-        return float(score), {site: acts[site].flatten(0, -2) for site in sites}
-
-
-def repeat(batch: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """A single-row batch, `rows` times over."""
-    return {name: value.repeat_interleave(rows, dim=0) if torch.is_tensor(value) else value for name, value in batch.items()}
+        score = float(readout(run.batch, [run.query]))
+        return score, {site: acts[site].flatten(0, -2) for site in sites}
 
 
 def _named(sites: Mapping[str, Sequence[str]] | Sequence[str]) -> Mapping[str, Sequence[str]]:
     return sites if isinstance(sites, Mapping) else {site: (site,) for site in sites}
-
-
-def _rows(batch: Mapping[str, Any]) -> int:
-    return next(len(value) for value in batch.values() if torch.is_tensor(value))
 
 
 def _check_aligned(clean: Run, corrupt: Run, clean_acts: Mapping[str, Tensor], corrupt_acts: Mapping[str, Tensor]) -> None:

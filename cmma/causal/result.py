@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,10 +135,3 @@ class PatchResult:
         for row, image in enumerate(images):
             out[row] = values_C[self._used_C & (keys_C == image)].mean(axis=0)
         return out
-
-
-def window(sites: Iterable[str], centre: int, width: int) -> tuple[str, ...]:
-    """The sites within a window of `width` layers around `centre`, cut off at the ends (ROME's convention)."""
-    sites = tuple(sites)
-    start = max(0, centre - width // 2)
-    return sites[start : max(0, centre - width // 2 + width) or 1]

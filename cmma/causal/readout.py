@@ -1,0 +1,137 @@
+"""What a causal experiment measures: one number per sample, higher for the clean answer.
+
+A readout runs the model itself, because it knows which logits it needs (at 32,000 words the others would take most of
+the memory), and is differentiable, because attribution goes backwards through it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from cmma.causal.config import ANSWER_READOUTS
+from cmma.causal.queries import Query
+from cmma.errors import ConfigError, DataError
+from cmma.models.base import Batch, MultimodalModel
+
+
+class Readout(ABC):
+    """(batch, one query per row) → scores [rows], from one forward pass.
+
+    Attributes:
+        name: what the scores are, as reports call it.
+    """
+
+    name: str
+
+    def __init__(self, model: MultimodalModel) -> None:
+        self.model = model
+
+    @abstractmethod
+    def __call__(self, batch: Batch, queries: Sequence[Query]) -> Tensor:
+        """Scores [rows]."""
+
+    @abstractmethod
+    def correct(self, batch: Batch, queries: Sequence[Query]) -> Tensor:
+        """bool [rows]: whether the model answers right."""
+
+
+class AnswerReadout(Readout):
+    """How much a generative model prefers the right answer, which the batch holds teacher-forced.
+
+    `log_probability` is Σ log p over the answer's tokens and `probability` its exponential; `logit_difference` is the
+    logit of the answer's first token minus that of the other answer's first token.
+    """
+
+    def __init__(self, model: MultimodalModel, name: str) -> None:
+        super().__init__(model)
+        self.name = name
+
+    def __call__(self, batch: Batch, queries: Sequence[Query]) -> Tensor:
+        logits_BCV, ids_BC, answer_BC = self._answer_logits(batch, queries)
+        if self.name == "logit_difference":
+            rows = torch.arange(len(queries), device=logits_BCV.device)
+            logits_BV = logits_BCV[rows, answer_BC.int().argmax(dim=1)]
+            answer_B, other_B = (ids.to(rows.device) for ids in self._first_tokens(queries))
+            return logits_BV[rows, answer_B] - logits_BV[rows, other_B]
+        log_p_BC = logits_BCV.float().log_softmax(dim=-1).gather(-1, ids_BC[..., None])[..., 0]
+        log_p_B = torch.where(answer_BC, log_p_BC, 0).sum(dim=1)
+        return log_p_B if self.name == "log_probability" else log_p_B.exp()
+
+    def correct(self, batch: Batch, queries: Sequence[Query]) -> Tensor:
+        """Greedy decoding says the whole answer."""
+        logits_BCV, ids_BC, answer_BC = self._answer_logits(batch, queries)
+        return ((logits_BCV.argmax(dim=-1) == ids_BC) | ~answer_BC).all(dim=1)
+
+    def _answer_logits(self, batch: Batch, queries: Sequence[Query]) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits [B, C, V] before, ids [B, C] of and membership [B, C] in the columns that may hold an answer."""
+        if batch.answer_mask is None or not bool(batch.answer_mask.any(dim=1).all()):
+            lacking = next((query.key for query in queries if not query.answer), queries[0].key)
+            raise DataError(f"sample {lacking!r}: {self.name} needs an answer, and the question has none")
+        start, stop = int(batch.prompt_end.min()), batch["input_ids"].shape[1] - 1
+        columns = torch.arange(start, stop, device=batch["input_ids"].device)
+        logits_BCV = self.model(**batch, logits_to_keep=columns).logits
+        return logits_BCV, batch["input_ids"][:, start + 1 :], batch.answer_mask[:, start + 1 :]
+
+    def _first_tokens(self, queries: Sequence[Query]) -> tuple[Tensor, Tensor]:
+        answers, others = [], []
+        for query in queries:
+            if not query.other:
+                raise DataError(f"sample {query.key!r}: logit_difference needs a second answer to hold against {query.answer!r}")
+            answers.append(self.model.answer_ids(query.answer)[0])
+            others.append(self.model.answer_ids(query.other)[0])
+            if answers[-1] == others[-1]:
+                raise DataError(
+                    f"sample {query.key!r}: the answers {query.answer!r} and {query.other!r} begin with the same token, so "
+                    "their logit difference is always 0; take log_probability"
+                )
+        return torch.tensor(answers), torch.tensor(others)
+
+
+class CosineReadout(Readout):
+    """Cosine of a dual encoder's image and text embeddings."""
+
+    name = "cosine"
+
+    def __call__(self, batch: Batch, queries: Sequence[Query]) -> Tensor:
+        image_BD, text_BD = self.model.embeddings(self.model(**batch))
+        return torch.nn.functional.cosine_similarity(image_BD, text_BD)
+
+    def correct(self, batch: Batch, queries: Sequence[Query]) -> Tensor:
+        """Of the batch's texts, the image is nearest to its own (or to an equal one)."""
+        image_BD, text_BD = (torch.nn.functional.normalize(each) for each in self.model.embeddings(self.model(**batch)))
+        similarity_BB = image_BD @ text_BD.T
+        return similarity_BB.diagonal() >= similarity_BB.amax(dim=1) - 1e-6
+
+
+def make_readout(model: MultimodalModel, name: str, default: str) -> Readout:
+    """The readout called `name`; `auto` is `default`, and the cosine for a dual encoder.
+
+    Raises:
+        ConfigError: a readout of the other kind of model.
+    """
+    if name == "auto":
+        name = "cosine" if model.kind == "dual_encoder" else default
+    if (name == "cosine") != (model.kind == "dual_encoder"):
+        valid = "cosine" if model.kind == "dual_encoder" else ", ".join(ANSWER_READOUTS)
+        raise ConfigError(f"readout={name} does not fit {model.spec.name}, a {model.kind.replace('_', ' ')}; valid: {valid}")
+    return CosineReadout(model) if name == "cosine" else AnswerReadout(model, name)
+
+
+def collate_queries(model: MultimodalModel, queries: Sequence[Query]) -> Batch:
+    """One batch of queries, their answers teacher-forced."""
+    samples, texts = [query.sample for query in queries], [query.text for query in queries]
+    answers = [query.answer for query in queries]
+    return model.collate(samples, texts, answers if any(answers) else None)
+
+
+def batches(
+    model: MultimodalModel, queries: Sequence[Query], size: int
+) -> Iterator[tuple[Batch, Sequence[Query]]]:
+    """Queries in their order, `size` at a time, each with its batch."""
+    for start in range(0, len(queries), size):
+        some = queries[start : start + size]
+        yield collate_queries(model, some), some
