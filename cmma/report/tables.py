@@ -164,14 +164,24 @@ class Table:
         return json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False)
 
     def to_html(self, artifact_link: str = "") -> str:
-        """A `<table>`, everything escaped. With `artifact_link` ("provenance.html#") values link to their artifact."""
+        """A `<table>`, everything escaped. With `artifact_link` ("provenance.html#") values link to their artifact.
+
+        What each interval is stands below the table, marked by letters.
+        """
+        marks: dict[str, str] = {}
+        for row in self.rows:
+            for cell in row.cells:
+                if cell.remark():
+                    marks.setdefault(cell.remark(), chr(ord("a") + len(marks) % 26) * (1 + len(marks) // 26))
         heads = "".join(f'<th scope="col">{escape(column)}</th>' for column in self.columns)
         rows = "\n".join(
             f'<tr class="from-{escape(row.source)}"><th scope="row">{escape(row.label)}</th>'
-            + "".join(_html_cell(cell, artifact_link) for cell in row.cells) + "</tr>"
+            + "".join(_html_cell(cell, artifact_link, marks) for cell in row.cells) + "</tr>"
             for row in self.rows
         )
-        note = f"<figcaption>{escape(self.note)}</figcaption>" if self.note else ""
+        notes = [f"<sup>{mark}</sup> {escape(remark)}" for remark, mark in marks.items()]
+        notes += [escape(self.note)] if self.note else []
+        note = f"<figcaption>{' · '.join(notes)}</figcaption>" if notes else ""
         return (f'<figure class="table" id="table-{escape(self.name)}"><h3>{escape(self.title)}</h3>'
                 f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'
                 f"{note}</figure>")
@@ -198,14 +208,13 @@ def _latex_cell(cell: Cell) -> str:
     return " ".join(part for part in (cell.number(), cell.spread()) if part)
 
 
-def _html_cell(cell: Cell, artifact_link: str) -> str:
+def _html_cell(cell: Cell, artifact_link: str, marks: dict[str, str]) -> str:
     if not cell.measured:
         command = f"<code>{escape(cell.command)}</code>" if cell.command else ""
         return f'<td class="missing"><em>{NOT_MEASURED}</em>{command}</td>'
     number = escape(cell.number())
     if cell.artifact and artifact_link:
         number = f'<a href="{escape(artifact_link + cell.artifact)}">{number}</a>'
-    spread, remark = escape(cell.spread()), escape(cell.remark())
-    tail = f' <span class="spread">{spread}</span>' if spread else ""
-    tail += f' <span class="remark">{remark}</span>' if remark else ""
-    return f'<td class="{"words" if isinstance(cell.value, str) else "number"}">{number}{tail}</td>'
+    spread = f' <span class="spread">{escape(cell.spread())}</span>' if cell.spread() else ""
+    mark = f"<sup>{marks[cell.remark()]}</sup>" if cell.remark() else ""
+    return f'<td class="{"words" if isinstance(cell.value, str) else "number"}">{number}{spread}{mark}</td>'

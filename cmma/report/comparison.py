@@ -1,0 +1,163 @@
+"""The report's tables: what this run measured beside what the paper reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cmma.report import references
+from cmma.report.inputs import ReportInputs, TraceMap
+from cmma.report.tables import Cell, Row, Table, missing, text_cell
+
+_NO_REFERENCE = text_cell("–")
+
+
+def tables(inputs: ReportInputs) -> dict[str, Table]:
+    """Every table of the report by name, in reading order."""
+    made = [
+        sae_quality(inputs), specialisation(inputs),
+        _beside("hallucination", "Hallucination: change of the rate under intervention (paper, 5.5.1)",
+                references.HALLUCINATION, inputs.hallucination, inputs.commands.get("evaluate", "")),
+        evaluation(inputs), causal_trace(inputs), interventions(inputs),
+        _beside("cmig", "Cross-modal interaction graph (paper, 5.2)",
+                references.NETWORK, inputs.network, inputs.commands.get("build-cmig", "")),
+        _beside("phases", "Three phases (paper, 5.4)",
+                references.PHASES, inputs.phases, inputs.commands.get("phases", "")),
+        _beside("consistency", "Semantic consistency: change of the CLIP-Score under amplification (paper, 5.5.2)",
+                references.CONSISTENCY, inputs.consistency, inputs.commands.get("evaluate", "")),
+        control(inputs),
+        _beside("interpretability", "Human interpretability assessment (paper, 5.6)",
+                references.INTERPRETABILITY, inputs.interpretability, inputs.commands.get("human-study", "")),
+    ]
+    return {table.name: table for table in made}
+
+
+def sae_quality(inputs: ReportInputs) -> Table:
+    """One row per dictionary."""
+    columns = {
+        "n_latents": ("latents", 0, ""), "expansion": ("expansion", 1, "×"), "fvu": ("FVU", 3, ""),
+        "fvu_visual": ("FVU visual", 3, ""), "fvu_textual": ("FVU textual", 3, ""), "l0_visual": ("L0 visual", 1, ""),
+        "l0_textual": ("L0 textual", 1, ""), "dead_fraction": ("dead", 3, ""), "cosine": ("cosine", 3, ""),
+    }
+    command = inputs.commands.get("train-sae", "")
+    rows = [
+        Row(_label(record), tuple(
+            _cell(record, key, digits, unit, command) for key, (_, digits, unit) in columns.items()))
+        for record in _records(inputs.sae)
+    ] or [Row("dictionary", (missing(command),) * len(columns))]
+    return Table("sae", "Dictionary quality on held-out records",
+                 ("dictionary", *(head for head, _, _ in columns.values())), tuple(rows),
+                 "FVU: fraction of variance unexplained. L0: active latents per token. Dead: share of all latents.")
+
+
+def specialisation(inputs: ReportInputs) -> Table:
+    """Table 1, ours first, then the paper's rows."""
+    command = inputs.commands.get("interpret", "")
+    heads = ("visual", "textual", "cross-modal", "mixed", "dead")
+    rows = [
+        Row(str(record.get("model", "this run")), tuple(
+            Cell(_float(record.get(name)), error=_float(record.get(f"{name}_error")), unit="%", digits=1,
+                 kind=str(record.get("kind") or ""), artifact=str(record.get("artifact") or ""), command=command)
+            for name in (*references.CLASSES, "dead")))
+        for record in _records(inputs.specialisation)
+    ] or [Row("this run", (missing(command),) * len(heads))]
+    rows += [Row(f"{model} (paper)", (*cells.values(), _NO_REFERENCE), "paper")
+             for model, cells in references.TABLE_1.items()]
+    return Table("specialisation", "Feature specialisation (paper, Table 1)", ("model", *heads), tuple(rows),
+                 "Percent of live features; dead features are in no class and in percent of all.")
+
+
+def evaluation(inputs: ReportInputs) -> Table:
+    """One row per condition, one column per metric."""
+    command = inputs.commands.get("evaluate", "")
+    metrics = list(dict.fromkeys(name for cells in inputs.evaluation.values() for name in cells))
+    if not metrics:
+        return Table("evaluation", "Evaluation", ("condition", "metrics"), (Row("all", (missing(command),)),))
+    rows = [Row(condition, tuple(cells.get(name, missing(command)) for name in metrics))
+            for condition, cells in inputs.evaluation.items()]
+    return Table("evaluation", "Evaluation", ("condition", *metrics), tuple(rows))
+
+
+def causal_trace(inputs: ReportInputs) -> Table:
+    """The strongest cell of every causal map."""
+    command = inputs.commands.get("trace", "")
+    rows = [_trace_row(trace) for trace in inputs.traces] or [Row("causal trace", (missing(command),) * 4)]
+    return Table("trace", "Causal trace: the strongest restored state",
+                 ("map", "peak effect", "layer", "position", "metric"), tuple(rows),
+                 "The peak is chosen and read from the same samples; its interval is that of the single cell.")
+
+
+def _trace_row(trace: TraceMap) -> Row:
+    effect = np.asarray(trace.effect_LP, dtype=float)
+    if not np.isfinite(effect).any():
+        return Row(trace.title, (missing(),) * 4)
+    layer, position = np.unravel_index(np.nanargmax(np.abs(effect)), effect.shape)
+    bounds = [None if bound is None else float(np.asarray(bound)[layer, position])
+              for bound in (trace.low_LP, trace.high_LP)]
+    return Row(trace.title, (
+        Cell(float(effect[layer, position]), bounds[0], bounds[1], kind=trace.kind, n=trace.n, artifact=trace.artifact),
+        Cell(int(trace.layers[layer]), digits=0), text_cell(trace.positions[position]), text_cell(trace.metric or "–"),
+    ))
+
+
+def interventions(inputs: ReportInputs) -> Table:
+    """Effects beside their random controls."""
+    command = inputs.commands.get("intervene", "")
+    rows = [
+        Row(f"{record['intervention']} · {record['condition']}", (
+            text_cell(record.get("readout", "")),
+            Cell(_float(record["effect"]), _float(record.get("low")), _float(record.get("high")),
+                 kind=str(record.get("kind") or ""), n=_int(record.get("n")), digits=3,
+                 artifact=str(record.get("artifact") or "")),
+            Cell(_float(record.get("d")), command=command), Cell(_float(record.get("p")), digits=3, command=command),
+        ), "ours" if record["condition"] == "features" else "control")
+        for record in _records(inputs.interventions)
+    ] or [Row("ablate, amplify, substitute, combine, clamp", (missing(command),) * 4)]
+    return Table("interventions", "Interventions beside random features and random directions",
+                 ("intervention", "readout", "effect", "Cohen's d", "p"), tuple(rows))
+
+
+def control(inputs: ReportInputs) -> Table:
+    """Table 2: controllable generation."""
+    command, rows = inputs.commands.get("control", ""), []
+    for dimension, paper in references.CONTROL.items():
+        ours = inputs.control.get(dimension, {})
+        rows += [Row(dimension, tuple(ours.get(name, missing(command)) for name in references.CONTROL_COLUMNS)),
+                 Row(f"{dimension} (paper)", tuple(paper.values()), "paper")]
+    return Table("control", "Controllable generation (paper, Table 2)",
+                 ("control dimension", *references.CONTROL_COLUMNS), tuple(rows))
+
+
+def _beside(
+    name: str, title: str, paper: Mapping[str, Cell], ours: Mapping[str, Cell], command: str
+) -> Table:
+    """A two-column comparison; what only this run measured comes last."""
+    names = [*paper, *(key for key in ours if key not in paper)]
+    rows = tuple(Row(key, (ours.get(key, missing(command)), paper.get(key, _NO_REFERENCE))) for key in names)
+    return Table(name, title, ("", "this run", "paper"), rows)
+
+
+def _records(frame: pd.DataFrame | None) -> Iterable[dict[str, Any]]:
+    return [] if frame is None else frame.to_dict("records")
+
+
+def _label(record: Mapping[str, Any]) -> str:
+    parts = [str(record.get("model") or ""), f"layer {record['layer']}" if "layer" in record else "",
+             str(record.get("arch") or "")]
+    return " · ".join(part for part in parts if part)
+
+
+def _cell(record: Mapping[str, Any], key: str, digits: int, unit: str, command: str) -> Cell:
+    return Cell(_float(record.get(key)), digits=digits, unit=unit, artifact=str(record.get("artifact") or ""),
+                command=command)
+
+
+def _float(value: Any) -> float | None:
+    return None if value is None or pd.isna(value) else float(value)
+
+
+def _int(value: Any) -> int | None:
+    return None if value is None or pd.isna(value) else int(value)

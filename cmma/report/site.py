@@ -1,0 +1,196 @@
+"""Write the report: one folder of static pages that open from disk, without network, server or build step."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from cmma.console import progress
+from cmma.report import figures, graph
+from cmma.report.comparison import tables
+from cmma.report.feature_pages import FeatureIndex, list_data, page_context, page_name
+from cmma.report.inputs import ReportInputs, TraceMap
+from cmma.report.tables import Cell, Table
+
+CSP = ("default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+       "base-uri 'none'; form-action 'none'")
+_TEMPLATES = Path(__file__).parent / "templates"
+_EXTENSIONS = {"md": Table.to_markdown, "tex": Table.to_latex, "csv": Table.to_csv, "json": Table.to_json}
+
+
+def write_report(inputs: ReportInputs, folder: Path, tau: float = 0.1) -> Path:
+    """Write every page and every table, then put the folder in place at once.
+
+    Args:
+        inputs: what to show; missing parts print as *not measured*.
+        folder: target, for example `outputs/report`; an older report there is replaced.
+        tau: the specialisation threshold, drawn on the feature pages.
+
+    Returns:
+        The path of `index.html`.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    stage = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        _write_all(inputs, stage, tau)
+        _put_in_place(stage, folder)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+    return folder / "index.html"
+
+
+def _put_in_place(stage: Path, folder: Path) -> None:
+    """Swap folders by two renames; the old report is deleted only after the new one stands."""
+    old = stage.with_name(stage.name + "-old")
+    if folder.exists():
+        folder.rename(old)
+    stage.rename(folder)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def _write_all(inputs: ReportInputs, folder: Path, tau: float) -> None:
+    (folder / "features").mkdir(parents=True)
+    (folder / "tables").mkdir()
+    pages, index, made = _environment(inputs), FeatureIndex.of(inputs), tables(inputs)
+
+    def write(name: str, template: str, root: str, **context: Any) -> None:
+        text = pages.get_template(template).render(root=root, page=template.removesuffix(".html"), **context)
+        (folder / name).write_text(text, encoding="utf-8")
+
+    for table in made.values():
+        for extension, convert in _EXTENSIONS.items():
+            (folder / "tables" / f"{table.name}.{extension}").write_text(convert(table), encoding="utf-8")
+    shown = {name: Markup(table.to_html("provenance.html#")) for name, table in made.items()}
+    write("index.html", "index.html", "", inputs=inputs, tables=shown, cards=_cards(inputs),
+          densities=_densities(inputs.features))
+    write("features.html", "features.html", "", data=_embedded(list_data(inputs, index)))
+    write("graph.html", "graph.html", "", graphs=_graphs(inputs, index), table=shown["cmig"])
+    write("causal.html", "causal.html", "", maps=[_causal_map(trace) for trace in inputs.traces],
+          table=shown["trace"], interventions=shown["interventions"])
+    write("provenance.html", "provenance.html", "", inputs=inputs, summaries=_summaries(inputs))
+    with progress("Writing feature pages", total=len(index.pages)) as bar:
+        for layer, feature in index.pages:
+            write(f"features/{page_name(layer, feature)}", "feature.html", "../",
+                  **page_context(inputs, index, (layer, feature), tau))
+            bar.advance()
+
+
+def _environment(inputs: ReportInputs) -> Environment:
+    pages = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined,
+                        trim_blocks=True, lstrip_blocks=True)
+    pages.globals |= {
+        "csp": CSP, "title": inputs.title, "model": inputs.model, "commands": inputs.commands,
+        "class_labels": figures.CLASS_LABELS,
+        "asset": {path.name: Markup(path.read_text(encoding="utf-8")) for path in _TEMPLATES.glob("*.[cj]s*")},
+    }
+    return pages
+
+
+def _embedded(value: Any) -> Markup:
+    """JSON that is safe inside a `<script>` element: no character that could end or open markup."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _cards(inputs: ReportInputs) -> list[dict[str, Any]]:
+    """Headline numbers: title, cell, what it is, page, and an optional figure."""
+    commands, cards = inputs.commands, []
+    bar, live = None, Cell(command=commands.get("interpret", ""))
+    if inputs.features is not None:
+        counts = inputs.features["class"].value_counts()
+        bar = figures.share_bar([(name, float(counts.get(name, 0))) for name in figures.CLASS_LABELS])
+        live = Cell(int(counts.sum() - counts.get("dead", 0)), digits=0)
+    cards.append({"title": "live features", "cell": live, "figure": bar, "page": "features.html",
+                  "about": "of " + f"{0 if inputs.features is None else len(inputs.features):,} latents"})
+    cards.append({"title": "variance unexplained", "cell": _best(inputs.sae, "fvu", commands.get("train-sae", "")),
+                  "about": "FVU of the best dictionary, held out", "page": "#table-sae", "figure": None})
+    peak = max((float(np.nanmax(np.abs(t.effect_LP))) for t in inputs.traces if np.isfinite(t.effect_LP).any()),
+               default=None)
+    cards.append({"title": "causal peak", "cell": Cell(peak, command=commands.get("trace", "")), "figure": None,
+                  "about": inputs.traces[0].metric if inputs.traces else "restored state", "page": "causal.html"})
+    edges = None if inputs.edges is None else int((inputs.edges["q"] < 0.05).sum())
+    cards.append({"title": "interactions, q < 0.05", "figure": None, "page": "graph.html",
+                  "cell": Cell(edges, digits=0, command=commands.get("build-cmig", "")),
+                  "about": f"of {0 if inputs.edges is None else len(inputs.edges):,} feature pairs"})
+    change = inputs.hallucination.get("all", Cell(command=commands.get("evaluate", "")))
+    cards.append({"title": "hallucination", "cell": change, "figure": None, "page": "#table-hallucination",
+                  "about": "change of the rate under intervention"})
+    return cards
+
+
+def _best(frame: pd.DataFrame | None, column: str, command: str) -> Cell:
+    measured = frame is not None and column in frame and frame[column].notna().any()
+    return Cell(float(frame[column].min()), digits=3) if measured else Cell(command=command)
+
+
+def _densities(features: pd.DataFrame | None) -> Markup | None:
+    """How often live features fire, stacked by class."""
+    if features is None or "density" not in features:
+        return None
+    live = features[features["density"] > 0]
+    edges = np.linspace(-5, 0, 26)
+    counts = {
+        name: np.histogram(np.clip(np.log10(live.loc[live["class"] == name, "density"]), -5, -1e-9), edges)[0]
+        for name in figures.CLASS_LABELS if name != "dead"
+    }
+    return figures.stacked_histogram(edges, counts, "share of tokens on which a feature is active (log scale)")
+
+
+def _graphs(inputs: ReportInputs, index: FeatureIndex) -> list[dict[str, Any]]:
+    if inputs.edges is None or inputs.edges.empty:
+        return []
+    graphs = []
+    for layer, edges in inputs.edges.groupby("layer"):
+        ids = set(edges["source"]) | set(edges["target"])
+        rows = {node: index.rows.get((int(layer), int(node)), {}) for node in ids}
+        classes = {node: row.get("class", "mixed") for node, row in rows.items()}
+        labels = {node: row.get("concept") or "" for node, row in rows.items()}
+        links = {node: "features/" + page_name(int(layer), int(node)) for node in ids
+                 if (int(layer), int(node)) in index.examples}
+        strong = graph.strongest(edges, 25)
+        graphs.append({
+            "layer": int(layer), "svg": graph.draw(edges, classes, labels, links), "n_nodes": len(ids),
+            "n_edges": len(edges), "n_drawn": min(len(edges), graph.MAX_EDGES),
+            "max_strength": float(edges["strength"].max()),
+            "strong": [{
+                "source": int(e.source), "target": int(e.target), "strength": f"{e.strength:.3g}",
+                "excess": f"{e.excess:.3g}", "p": f"{e.p:.2g}", "q": f"{e.q:.2g}",
+                "ends": [(classes[n], labels[n], links.get(n)) for n in (e.source, e.target)],
+            } for e in strong.itertuples()],
+        })
+    return graphs
+
+
+def _causal_map(trace: TraceMap) -> dict[str, Any]:
+    effect = np.asarray(trace.effect_LP, dtype=float)
+    bounded = trace.low_LP is not None and trace.high_LP is not None
+    titles = [
+        [f"layer {layer}, {position}: {effect[r, c]:.3g}"
+         + (f" [{trace.low_LP[r][c]:.3g}, {trace.high_LP[r][c]:.3g}]" if bounded else "")
+         for c, position in enumerate(trace.positions)]
+        for r, layer in enumerate(trace.layers)
+    ]
+    best = int(np.nanargmax(np.nanmax(np.abs(np.nan_to_num(effect)), axis=0)))
+    bounds = [np.asarray(side)[:, best] if bounded else None for side in (trace.low_LP, trace.high_LP)]
+    return {
+        "trace": trace, "best": trace.positions[best],
+        "figure": figures.heat_map(effect, [str(layer) for layer in trace.layers], trace.positions, "layer", titles),
+        "profile": figures.profile([float(x) for x in trace.layers], effect[:, best], *bounds, "layer"),
+    }
+
+
+def _summaries(inputs: ReportInputs) -> Mapping[str, str]:
+    return {ref.key: json.dumps(dict(ref.summary), indent=2, ensure_ascii=False, default=str)
+            for ref in inputs.artifacts}
