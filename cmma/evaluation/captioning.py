@@ -1,0 +1,68 @@
+"""What a generative model says about images: captions and answers, in batches.
+
+Plain functions over a list: ranks of a parallel run take disjoint parts of the samples and put the texts together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from cmma.console import progress
+from cmma.data.samples import Sample
+from cmma.evaluation.questions import Answered
+from cmma.models.base import MultimodalModel
+
+
+def caption_samples(
+    model: MultimodalModel, samples: Sequence[Sample], batch_size: int = 32, max_new_tokens: int = 96
+) -> list[str]:
+    """A caption of each sample, asked for with the model's own instruction (`model.spec.prompt`), greedily."""
+    return _generate(model, samples, None, batch_size, max_new_tokens, "Captioning")
+
+
+def answer_questions(
+    model: MultimodalModel,
+    samples: Sequence[Sample],
+    batch_size: int = 32,
+    max_new_tokens: int = 8,
+    max_questions: int | None = None,
+) -> list[Answered]:
+    """The model's answer to every question that comes with the samples, in their order.
+
+    Args:
+        max_questions: stop after so many questions. They are taken round by round (the first of every sample, then the
+            second, …), so that few questions still cover many images.
+    """
+    rounds = sorted(
+        (turn, index, question)
+        for index, sample in enumerate(samples)
+        for turn, question in enumerate(sample.questions)
+    )[:max_questions]
+    chosen = sorted(rounds, key=lambda entry: entry[1])
+    asked = [samples[index] for _, index, _ in chosen]
+    texts = [question.question for _, _, question in chosen]
+    predictions = _generate(model, asked, texts, batch_size, max_new_tokens, "Answering questions")
+    return [
+        Answered(sample.key, question, text)
+        for sample, (_, _, question), text in zip(asked, chosen, predictions, strict=True)
+    ]
+
+
+def _generate(
+    model: MultimodalModel,
+    samples: Sequence[Sample],
+    texts: Sequence[str] | None,
+    batch_size: int,
+    max_new_tokens: int,
+    label: str,
+) -> list[str]:
+    said: list[str] = []
+    with torch.inference_mode(), progress(label, total=len(samples)) as bar:
+        for start in range(0, len(samples), batch_size):
+            chunk = slice(start, start + batch_size)
+            batch = model.collate(samples[chunk], texts=None if texts is None else texts[chunk], padding="left")
+            said += model.generate(batch, max_new_tokens)
+            bar.advance(len(samples[chunk]))
+    return said
