@@ -89,3 +89,7 @@ def _complete(arguments: list[str]) -> int:
 
     given = arguments[1:] if arguments[0] in STAGE_HELP else arguments
     return run_with_hydra(stage or "run", given)
+
+
+if __name__ == "__main__":
+    main()

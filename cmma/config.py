@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from cmma.causal.config import InterventionConfig, TraceConfig
 from cmma.cmig.config import CMIGConfig
@@ -224,7 +224,7 @@ class Config:
         seed: of SAE training and of everything that is drawn after it.
     """
 
-    model: ModelSpec = MISSING
+    model: ModelSpec = field(default_factory=ModelSpec)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     activations: ActivationsConfig = field(default_factory=ActivationsConfig)
     sae: SAEConfig = field(default_factory=SAEConfig)

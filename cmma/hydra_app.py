@@ -7,8 +7,12 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from cmma.errors import CmmaError, ConfigError
+
+if TYPE_CHECKING:
+    from cmma.config import Config
 
 _FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--config-name", "-cn", "--config-path",
                      "-cp", "--experimental-rerun")
@@ -25,6 +29,9 @@ def run_with_hydra(stage: str, arguments: list[str]) -> int:
         return _fail(f"{stage} was interrupted; run the same command again to go on from what is finished", 130)
     except SystemExit as leave:  # Hydra's own way out of --help, -sc and argparse errors
         return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+    except BrokenPipeError:  # the reader of our output has left: `cmma … | head`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it at exit
+        return 141
     except OSError as error:
         from hydra.errors import MissingConfigException
 
@@ -48,22 +55,35 @@ def _hydra_main(stage: str, arguments: list[str]) -> None:
 
     ConfigStore.instance().store(name="schema", node=schema())
 
+    failures: list[CmmaError] = []
+
     def job(composed: DictConfig) -> None:
-        from hydra.core.hydra_config import HydraConfig
+        if failures:  # an earlier job of a sweep
+            return
+        try:
+            _run(stage, to_config(composed))
+        except CmmaError as error:  # kept from Hydra, which would announce it in its own words
+            failures.append(error)
 
-        config = to_config(composed)
-        overrides = [word for word in HydraConfig.get().overrides.task if not word.startswith("run.")]
-        if stage == "run":
-            from cmma.stages.chain import run_chain
-
-            run_chain(config, overrides)
-        else:
-            from cmma.stages.runner import run_stage
-
-            run_stage(stage, config, overrides)
-
-    sys.argv = [f"cmma {stage}", *_flags_first(arguments)]
+    completing = "-sc" in arguments or "--shell-completion" in arguments
+    sys.argv = ["cmma" if completing else f"cmma {stage}", *_flags_first(arguments)]
     hydra.main(config_path=str(config_dir()), config_name=stage, version_base="1.3")(job)()
+    if failures:
+        raise failures[0]
+
+
+def _run(stage: str, config: Config) -> None:
+    from hydra.core.hydra_config import HydraConfig
+
+    overrides = [word for word in HydraConfig.get().overrides.task if not word.startswith("run.")]
+    if stage == "run":
+        from cmma.stages.chain import run_chain
+
+        run_chain(config, overrides)
+    else:
+        from cmma.stages.runner import run_stage
+
+        run_stage(stage, config, overrides)
 
 
 def _flags_first(arguments: list[str]) -> list[str]:

@@ -14,7 +14,7 @@ from cmma.artifacts.store import Artifact
 from cmma.config import DatasetConfig
 from cmma.console import Bar, progress, warn
 from cmma.data.samples import Sample
-from cmma.data.sources import Skipped, split_of
+from cmma.data.sources import Skipped, is_for_training
 from cmma.data.tars import read_tars, write_tar
 from cmma.errors import DataError
 from cmma.stages.runner import Stage
@@ -109,7 +109,7 @@ def _write_files(artifact: Artifact, dataset: DatasetConfig, bar: Bar) -> list[S
         if isinstance(entry, Skipped):
             skipped.append(entry)
             continue
-        split = split_of(entry.key, dataset.train_fraction, dataset.seed)
+        split = "train" if is_for_training(entry.key, dataset.train_fraction, dataset.seed) else "held_out"
         waiting[split].append(entry)
         if len(waiting[split]) == dataset.samples_per_shard:
             flush(split)
@@ -123,7 +123,7 @@ def _read(dataset: DatasetConfig) -> Iterator[Any]:
     from cmma.data.folder import read_folder
     from cmma.data.tars import read_webdataset
 
-    path, label, side = expand(dataset.path or ""), dataset.label_column or None, dataset.max_side or None
+    path, label, side = expand(dataset.path or ""), dataset.label_column, dataset.max_side
     if dataset.kind == "folder":
         return read_folder(path, dataset.captions, label, side)
     return read_webdataset(path, label, side)
