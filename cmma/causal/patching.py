@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -14,11 +15,17 @@ from torch import Tensor
 from cmma.causal.queries import Query
 from cmma.causal.readout import Readout
 from cmma.causal.result import PatchResult
-from cmma.console import progress
+from cmma.cmig.resume import inputs_above, resumed
+from cmma.console import progress, warn
 from cmma.errors import DataError
 from cmma.hooks.edit import Edit, TokenEdit, Where
 from cmma.hooks.trace import Trace
 from cmma.models.base import Batch, MultimodalModel
+
+AGREE = 1e-4
+"""Resumed against whole passes, relative to the readout; float32 rounding is about 1e-6."""
+
+_BLOCK = re.compile(r"^(?P<tower>.*\.layers\.)(?P<layer>\d+)\.resid_post$")
 
 Positions = Mapping[str, Tensor]
 """Name of a position group → positions in the stream that is patched, int64 [P]."""
@@ -68,6 +75,9 @@ def activation_patch(
     corrupt batch is repeated, its own edits (the noise) give every copy the same values, and each copy is patched
     at its own sites and positions. So a cell's score does not depend on which cells it shares a pass with.
 
+    Where a row restores one residual stream, the pass starts there, from the cached corrupt stream: nothing below it
+    can change. That is checked on the first case; where it does not reproduce the corrupt run, whole passes are run.
+
     Args:
         clean, corrupt: the cases, one row each, of equal length pairwise.
         sites: what each row of the result restores: names of sites, or row name → sites restored together.
@@ -88,9 +98,10 @@ def activation_patch(
     score_CRG = np.full((len(clean), len(rows), len(groups)), np.nan)
     low_C, high_C = np.full(len(clean), np.nan), np.full(len(clean), np.nan)
     used = [case for case in range(len(clean)) if correct_C[case] or not correct_only]
+    wanted = tuple(dict.fromkeys(site for row in rows.values() for site in row))
+    resumes = resumable(rows, [corrupt[case] for case in used])
     with progress("Patching activations", total=sum(len(rows) * len(positions[case]) for case in used)) as bar:
         for case in used:
-            wanted = tuple(dict.fromkeys(site for row in rows.values() for site in row))
             high_C[case], clean_acts = _traced(model, clean[case], wanted, readout)
             low_C[case], corrupt_acts = _traced(model, corrupt[case], wanted, readout)
             _check_aligned(clean[case], corrupt[case], clean_acts, corrupt_acts)
@@ -99,9 +110,11 @@ def activation_patch(
                 for row, row_sites in enumerate(rows.values())
                 for name, where in positions[case].items()
             ]
-            remaining = iter(cells)
-            while chunk := list(islice(remaining, rows_per_forward)):
-                scores = _patched_scores(model, corrupt[case], chunk, clean_acts, readout)
+            if resumes and case == used[0]:
+                resumes = _resuming_is_exact(model, corrupt[case], wanted, corrupt_acts, readout, low_C[case])
+            for chunk in _chunks(cells, rows_per_forward, by_row=resumes):
+                run = _resumed_scores if resumes else _patched_scores
+                scores = run(model, corrupt[case], chunk, clean_acts, corrupt_acts, readout)
                 for cell, score in zip(chunk, scores.tolist(), strict=True):
                     score_CRG[case, cell.row, cell.group] = score
                 bar.advance(len(chunk))
@@ -134,10 +147,48 @@ def restore(clean_SD: Tensor, chosen_RS: Tensor) -> TokenEdit:
     return TokenEdit(put_back, tokens="every", phase="prefill")
 
 
+def resumable(rows: Mapping[str, Sequence[str]], corrupt: Sequence[Run]) -> bool:
+    """Whether every row restores one residual stream that no edit of the corrupt runs touches."""
+    edited = {site for run in corrupt for site, _ in run.edits}
+    towers = {match["tower"] for sites in rows.values() for site in sites if (match := _BLOCK.match(site))}
+    return all(len(sites) == 1 and _BLOCK.match(sites[0]) for sites in rows.values()) and not any(
+        site.startswith(tower) for site in edited for tower in towers
+    )
+
+
+def _resuming_is_exact(
+    model: MultimodalModel, corrupt: Run, sites: Sequence[str], corrupt_acts: Mapping[str, Tensor], readout: Readout,
+    low: float,
+) -> bool:  # fmt: skip
+    """Whether passes that start at the corrupt streams score like the corrupt run. Says so where they do not."""
+    nothing = torch.empty(0, dtype=torch.long)
+    for site in (sites[0], sites[-1]):
+        score = _resumed_scores(model, corrupt, [_Cell(0, 0, (site,), nothing)], corrupt_acts, corrupt_acts, readout)
+        if abs(float(score) - low) > AGREE * max(1.0, abs(low)):
+            warn(f"{model.spec.name}: passes that resume at {site} do not reproduce the whole run; running whole passes")
+            return False
+    return True
+
+
+def _resumed_scores(
+    model: MultimodalModel, corrupt: Run, cells: Sequence[_Cell], clean_acts: Mapping[str, Tensor],
+    corrupt_acts: Mapping[str, Tensor], readout: Readout,
+) -> Tensor:  # fmt: skip
+    """Scores [cells] of one pass that starts at the cells' common site, row r with cells[r] restored."""
+    (site,) = cells[0].sites
+    stream_RSD = corrupt_acts[site].repeat(len(cells), 1, 1)
+    for row, cell in enumerate(cells):
+        stream_RSD[row, cell.positions] = clean_acts[site][cell.positions]
+    above = inputs_above(model, int(_BLOCK.match(site)["layer"]), corrupt.batch).rows([0] * len(cells))
+    with resumed(model, 0, {site: stream_RSD}):
+        return run_scores(model, Run(corrupt.query, above, corrupt.edits), readout, len(cells))
+
+
 def _patched_scores(
-    model: MultimodalModel, corrupt: Run, cells: Sequence[_Cell], clean_acts: Mapping[str, Tensor], readout: Readout
-) -> Tensor:
-    """Scores [cells] of one forward pass in which row r of the repeated corrupt batch restores cells[r]."""
+    model: MultimodalModel, corrupt: Run, cells: Sequence[_Cell], clean_acts: Mapping[str, Tensor],
+    corrupt_acts: Mapping[str, Tensor], readout: Readout,
+) -> Tensor:  # fmt: skip
+    """Scores [cells] of one whole pass in which row r of the repeated corrupt batch restores cells[r]."""
     chosen: dict[str, Tensor] = {}
     for row, cell in enumerate(cells):
         for site in cell.sites:
@@ -146,6 +197,14 @@ def _patched_scores(
     patches = tuple((site, restore(clean_acts[site], chosen_RS)) for site, chosen_RS in chosen.items())
     repeated = Run(corrupt.query, corrupt.batch.rows([0] * len(cells)), corrupt.edits + patches)
     return run_scores(model, repeated, readout, len(cells))
+
+
+def _chunks(cells: Sequence[_Cell], size: int, by_row: bool) -> Iterator[Sequence[_Cell]]:
+    """Cells that share a pass: `size` at a time, of one row only where the pass starts at the row's site."""
+    blocks = [list(block) for _, block in groupby(cells, key=lambda cell: cell.row)] if by_row else [cells]
+    for block in blocks:
+        for start in range(0, len(block), size):
+            yield block[start : start + size]
 
 
 def _traced(

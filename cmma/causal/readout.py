@@ -18,6 +18,10 @@ from cmma.errors import ConfigError, DataError
 from cmma.models.base import Batch, MultimodalModel
 
 
+TIE = 1e-6
+"""Cosines that are this close are equal: the same text, in another place of the batch."""
+
+
 class Readout(ABC):
     """(batch, one query per row) → scores [rows], from one forward pass.
 
@@ -97,14 +101,12 @@ class CosineReadout(Readout):
     name = "cosine"
 
     def __call__(self, batch: Batch, queries: Sequence[Query]) -> Tensor:
-        image_BD, text_BD = self.model.embeddings(self.model(**batch))
-        return torch.nn.functional.cosine_similarity(image_BD, text_BD)
+        return self.model.similarity(batch).diagonal()
 
     def correct(self, batch: Batch, queries: Sequence[Query]) -> Tensor:
         """Of the batch's texts, the image is nearest to its own (or to an equal one)."""
-        image_BD, text_BD = (torch.nn.functional.normalize(each) for each in self.model.embeddings(self.model(**batch)))
-        similarity_BB = image_BD @ text_BD.T
-        return similarity_BB.diagonal() >= similarity_BB.amax(dim=1) - 1e-6
+        similarity_BB = self.model.similarity(batch)
+        return similarity_BB.diagonal() >= similarity_BB.amax(dim=1) - TIE
 
 
 def make_readout(model: MultimodalModel, name: str, default: str) -> Readout:
