@@ -10,27 +10,48 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 _VALUES_AT_ONCE = 20_000_000
+_FLIPS_AT_ONCE = 10_000
+_ENOUGH_EXTREMES = 10  # p is then known to about a third of itself
 _TIE = 1e-9  # sums in another order differ in the last digits; a tie must count as a tie
 
 
-def sign_flip_p(differences: ArrayLike, n: int = 1000, seed: int = 0) -> NDArray[np.float64]:
+def sign_flip_p(
+    differences: ArrayLike, n: int = 1000, seed: int = 0, n_max: int | None = None
+) -> NDArray[np.float64]:
     """Two-sided p of "the paired differences are symmetric about zero", statistic |mean|.
 
     Args:
         differences: [samples] or [samples, tests]; every test sees the same flips, so that tests stay as
             dependent under the null as they are in the data.
+        n: number of permutations.
+        n_max: with it, tests that fewer than ten permutations have reached go on, at 10 n, 100 n … up to `n_max`
+            permutations (sequential Monte Carlo, Besag and Clifford 1991). A p of 1/(n + 1) is the end of the
+            scale, not a measurement, and no correction over more than n·alpha tests can accept it.
 
     Returns:
         A float, or [tests]. Symmetry is what is tested: a skewed distribution of mean zero is rejected somewhat
         more often than alpha in small samples.
     """
     values_NT, scalar = _columns(differences)
-    signs_RN = np.random.default_rng(seed).choice([-1.0, 1.0], size=(n, len(values_NT)))
+    rng = np.random.default_rng(seed)
     observed_T = np.abs(values_NT.sum(axis=0))
-    extreme_T = np.zeros(values_NT.shape[1])
-    for chunk in _chunks(values_NT.shape[1], n):
-        extreme_T[chunk] = _at_least(np.abs(signs_RN @ values_NT[:, chunk]), observed_T[chunk], values_NT[:, chunk])
-    p_T = (extreme_T + 1) / (n + 1)
+    extreme_T, drawn_T = np.zeros(len(observed_T)), np.zeros(len(observed_T))
+    look, open_T = n, np.arange(len(observed_T))
+    while len(open_T):
+        done = int(drawn_T[open_T[0]])
+        for start in range(done, look, _FLIPS_AT_ONCE):
+            flips = min(_FLIPS_AT_ONCE, look - start)
+            signs_RN = 2.0 * rng.integers(0, 2, size=(flips, len(values_NT))) - 1
+            for chunk in _chunks(len(open_T), flips):
+                tests = open_T[chunk]
+                flipped_RT = np.abs(signs_RN @ values_NT[:, tests])
+                extreme_T[tests] += _at_least(flipped_RT, observed_T[tests], values_NT[:, tests])
+        drawn_T[open_T] = look
+        if n_max is None or look >= n_max:
+            break
+        open_T = open_T[extreme_T[open_T] < _ENOUGH_EXTREMES]
+        look = min(10 * look, n_max)
+    p_T = (extreme_T + 1) / (drawn_T + 1)
     return p_T[0] if scalar else p_T
 
 

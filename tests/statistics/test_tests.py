@@ -88,6 +88,15 @@ def test_p_is_never_zero_and_zeros_are_never_significant():
     assert label_permutation_p(np.zeros(5), np.zeros(6), n=99) == 1
 
 
+def test_refined_p_reaches_below_one_in_a_thousand():
+    """Twelve equal differences: two of 2^12 sign patterns are as extreme, p = 2/4096."""
+    x_NT = np.column_stack([np.ones(12), np.random.default_rng(0).normal(size=12), np.zeros(12)])
+    p = sign_flip_p(x_NT, n=1000, n_max=100_000)
+    assert p[0] == pytest.approx(2 / 4096, rel=0.35)
+    assert p[1] == sign_flip_p(x_NT[:, 1], n=1000)  # settled at the first look
+    assert p[2] == 1
+
+
 def test_permutations_are_vectorised_over_tests():
     x_NT = np.random.default_rng(6).normal(0.2, 1, size=(30, 50))
     assert sign_flip_p(x_NT, n=500, seed=3)[17] == sign_flip_p(x_NT[:, 17], n=500, seed=3)

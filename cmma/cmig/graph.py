@@ -1,0 +1,127 @@
+"""From effects to the graph: tables, networkx graphs, numbers, files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+
+from cmma.cmig.config import CMIGConfig
+from cmma.cmig.effects import Effects
+from cmma.cmig.inference import CLASSES, class_shares, edge_table
+from cmma.cmig.network import modality_flow, network_numbers
+from cmma.errors import DataError
+
+
+@dataclass(frozen=True)
+class CMIG:
+    """A Cross-Modal Interaction Graph.
+
+    Attributes:
+        nodes: one row per feature: `feature, class, main_effect` (E|E(i) − E(∅)| in readout spreads) and whatever
+            the selection recorded.
+        edges: one row per direction; see `edge_table`.
+        numbers: JSON-serialisable summary: counts, shares, significance, network, flow.
+    """
+
+    nodes: pd.DataFrame
+    edges: pd.DataFrame
+    numbers: dict[str, Any]
+
+
+def build_graph(effects: Effects, features: pd.DataFrame, config: CMIGConfig) -> CMIG:
+    """Test, classify and summarise measured effects.
+
+    Args:
+        features: rows with `feature` and `class` (as `select_features` returns), covering all measured features.
+
+    The network numbers are those of the undirected graph whose edges are the pairs with significant excess
+    interaction: an edge then is a departure from independence and not a main effect.
+    """
+    if missing := set(effects.features_K.tolist()) - set(features["feature"]):
+        raise DataError(f"features {sorted(missing)[:5]} were measured but the feature table does not describe them")
+    draws = (config.permutations, config.max_permutations, config.resamples)
+    edges = edge_table(effects, *draws, config.strong, config.moderate, config.seed)
+    nodes = features.set_index("feature").loc[effects.features_K].reset_index()
+    nodes["main_effect"] = np.abs(effects.main_KN).mean(axis=1) / effects.spread
+    flow = modality_flow(effects, nodes["class"].tolist(), config.permutations, config.resamples, config.seed)
+    structure = network_numbers(
+        interaction_graph(nodes, edges, config.alpha), config.random_graphs, config.power_law_draws, config.seed
+    )
+    once = edges.iloc[: len(effects.pairs_P2)]
+    numbers = {
+        "features": len(nodes),
+        "samples": len(effects.clean_N),
+        "pairs": len(once),
+        "readout_mean": float(effects.clean_N.mean()),
+        "readout_spread": effects.spread,
+        "alpha": config.alpha,
+        "significant_excess": int((once["q_excess"] < config.alpha).sum()),
+        "significant_beyond": int((edges["q_beyond"] < config.alpha).sum()),
+        "median_excess_over_strength": _median_ratio(edges),
+        "network": structure.as_dict(),
+        "flow": flow.as_dict() if flow else None,
+    }
+    for measure, table, q in (("strength", edges, "q_beyond"), ("excess", once, "q_excess")):
+        shares = class_shares(effects, measure, config.strong, config.moderate, seed=config.seed)
+        significant = {
+            name: _share(table[q][table[f"{measure}_class"] == name] < config.alpha) for name in CLASSES
+        }
+        numbers[measure] = {"shares": shares.as_dict(), "significant": significant}
+    return CMIG(nodes, edges, numbers)
+
+
+def interaction_graph(nodes: pd.DataFrame, edges: pd.DataFrame, alpha: float = 0.05) -> nx.Graph:
+    """Undirected: pairs whose excess interaction is significant, `weight` = mean absolute excess."""
+    graph = nx.Graph()
+    graph.add_nodes_from(_attributes(nodes))
+    one_way = edges[(edges["source"] < edges["target"]) & (edges["q_excess"] < alpha)]
+    for row in one_way.itertuples(index=False):
+        facts = {"excess_mean": row.excess_mean, "q": row.q_excess, "strength": row.excess_class}
+        graph.add_edge(row.source, row.target, weight=row.excess, **facts)
+    return graph
+
+
+def directed_graph(nodes: pd.DataFrame, edges: pd.DataFrame) -> nx.DiGraph:
+    """All measured directions i→j with every number of the edge table; `weight` = Eq. 7."""
+    graph = nx.DiGraph()
+    graph.add_nodes_from(_attributes(nodes))
+    for record in edges.to_dict("records"):
+        ends = record.pop("source"), record.pop("target")
+        graph.add_edge(*ends, weight=record["strength"], **_known(record))
+    return graph
+
+
+def write_graphml(graph: nx.Graph, path: Path) -> None:
+    """GraphML (Gephi, Cytoscape, igraph read it). Values that are not known are left out."""
+    nx.write_graphml(graph, path)
+
+
+def write_json(graph: nx.Graph, path: Path) -> None:
+    """networkx's node-link JSON: {"directed", "nodes": [{"id", …}], "edges": [{"source", "target", …}]}."""
+    path.write_text(json.dumps(nx.node_link_data(graph, edges="edges"), allow_nan=False), encoding="utf-8")
+
+
+def _attributes(nodes: pd.DataFrame) -> list[tuple[int, Mapping[str, Any]]]:
+    return [(record.pop("feature"), _known(record)) for record in nodes.to_dict("records")]
+
+
+def _known(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain values of a row; NaN, which neither file format can hold, is not equal to itself."""
+    return {k: v for k, v in record.items() if isinstance(v, str | bool | int | float) and v == v}
+
+
+def _share(flags: pd.Series) -> float | None:
+    return float(flags.mean()) if len(flags) else None
+
+
+def _median_ratio(edges: pd.DataFrame) -> float | None:
+    """How much of Eq. 7 is interaction: the median of excess / strength over edges with any strength."""
+    acting = edges[edges["strength"] > 0]
+    return float((acting["excess"] / acting["strength"]).median()) if len(acting) else None

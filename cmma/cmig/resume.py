@@ -1,0 +1,62 @@
+"""Run only what lies above a layer: its output is given, so nothing below it needs to be computed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from cmma.models.base import Batch, MultimodalModel
+
+_BLOCK = re.compile(r"^(?P<tower>.*\.layers\.)(?P<layer>\d+)\.resid_post$")
+
+
+def can_resume(model: MultimodalModel, layer: int) -> bool:
+    """Whether all record sites of `layer` are outputs of numbered blocks, which `resumed` needs."""
+    return all(_BLOCK.match(place.site) for place in model.record_sites(layer))
+
+
+@contextmanager
+def resumed(model: MultimodalModel, layer: int, streams: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within the block, forward passes start at the record sites of `layer` with `streams[site]` [R, S, D].
+
+    The blocks below pass their input on untouched and the block itself returns the given stream; embeddings, masks
+    and position encodings are the model's own. Exact for a stack of blocks that hand on one tensor.
+    """
+    with ExitStack() as stack:
+        for site, stream_RSD in streams.items():
+            block = _BLOCK.match(site)
+            for below in range(int(block["layer"])):
+                stack.enter_context(_forward(model.site(f"{block['tower']}{below}.resid_post").module, _pass_on))
+            stack.enter_context(_forward(model.site(site).module, lambda *_, given=stream_RSD, **__: given))
+        yield
+
+
+def inputs_above(model: MultimodalModel, layer: int, batch: Batch) -> Batch:
+    """The inputs that still matter above `layer`: with one stream, only those that run along it ([B, S]).
+
+    The image of a LLaVA is in the stream already, so its vision tower is skipped. With two streams (dual encoders)
+    every input is kept.
+    """
+    if len(model.record_sites(layer)) > 1:
+        return batch
+    length = model.token_modality(batch).shape
+    kept = {name: value for name, value in batch.items() if value.shape == length}
+    return Batch(kept, batch.prompt_end, batch.answer_mask)
+
+
+def _pass_on(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
+    return hidden
+
+
+@contextmanager
+def _forward(module: nn.Module, replacement: Any) -> Iterator[None]:
+    """Replace the computation of one module instance; its hooks stay in force."""
+    module.forward = replacement
+    try:
+        yield
+    finally:
+        del module.forward
