@@ -22,7 +22,8 @@ TOOL_HELP = {
 def usage() -> str:
     """The text of `cmma --help`."""
     width = max(map(len, (*STAGE_HELP, *TOOL_HELP))) + 2
-    lines = ["cmma: Cross-Modal Mechanistic Analysis", "", "  cmma STAGE [key=value ...]     cmma TOOL [...]", "", "Stages:"]
+    lines = ["cmma: Cross-Modal Mechanistic Analysis", ""]
+    lines += ["  cmma STAGE [key=value ...]     cmma TOOL [...]", "", "Stages:"]
     lines += [f"  {name:<{width}}{text}" for name, text in STAGE_HELP.items()]
     lines += ["", "Tools:"]
     lines += [f"  {name:<{width}}{text}" for name, text in TOOL_HELP.items()]

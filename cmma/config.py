@@ -258,7 +258,9 @@ class Config:
         if self.layer is None:
             return layers[len(layers) // 2]
         if self.layer not in layers:
-            raise ConfigError(f"layer={self.layer} is not among activations.layers={layers}; add it there or choose one")
+            raise ConfigError(
+                f"layer={self.layer} is not among activations.layers={layers}; add it there or choose one"
+            )
         return self.layer
 
 

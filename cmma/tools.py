@@ -21,7 +21,9 @@ from cmma.console import say
 from cmma.errors import ArtifactError, CmmaError
 from cmma.stages.table import STAGES
 
-_PACKAGES = ("torch", "torchvision", "transformers", "open_clip_torch", "diffusers", "hydra-core", "webdataset", "wandb")
+_PACKAGES = (
+    "torch", "torchvision", "transformers", "open_clip_torch", "diffusers", "hydra-core", "webdataset", "wandb",
+)
 # Columns of `cmma ls STAGE`: entries of the summary, in this order, under these headings.
 COLUMNS = {
     "prepare-data": {"samples": "samples", "skipped": "skipped"},

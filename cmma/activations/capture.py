@@ -55,7 +55,9 @@ def texts_of(samples: Sequence[Sample], text: str, prompt: str) -> tuple[list[st
     first = []
     for sample in samples:
         if not sample.questions:
-            raise DataError(f"activations.text=question: sample {sample.key} has no question; use activations.text=caption")
+            raise DataError(
+                f"activations.text=question: sample {sample.key} has no question; use activations.text=caption"
+            )
         first.append(sample.questions[0])
     return [entry.question for entry in first], [entry.answer for entry in first]
 

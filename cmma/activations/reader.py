@@ -72,13 +72,14 @@ class ShardReader:
         pieces, at = [], start
         while at < stop:
             epoch, offset = divmod(at, self.n_records)
-            for number, shards in enumerate(self._groups(seed, epoch)):
-                size = sum(self._counts[shard] for shard in shards)
-                if offset < size:
-                    break
-                offset -= size
-            take = min(stop - at, size - offset)
-            pieces.append(self._load_group(seed, epoch, number, shards)[offset : offset + take])
+            groups = self._groups(seed, epoch)
+            sizes = [sum(self._counts[shard] for shard in shards) for shards in groups]
+            number = 0
+            while offset >= sizes[number]:
+                offset -= sizes[number]
+                number += 1
+            take = min(stop - at, sizes[number] - offset)
+            pieces.append(self._load_group(seed, epoch, number, groups[number])[offset : offset + take])
             at += take
         return _concatenate(pieces)
 
@@ -133,6 +134,5 @@ def _concatenate(parts: list[RecordBatch]) -> RecordBatch:
     if len(parts) == 1:
         return parts[0]
     names = ("acts_BD", "modality_B", "sample_B", "position_B", "context_BCD", "labels_BL")
-    return RecordBatch(*(
-        None if getattr(parts[0], name) is None else torch.cat([getattr(part, name) for part in parts]) for name in names
-    ))
+    columns = ([getattr(part, name) for part in parts] for name in names)
+    return RecordBatch(*(None if column[0] is None else torch.cat(column) for column in columns))

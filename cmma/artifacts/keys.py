@@ -57,7 +57,9 @@ def fingerprint_model(folder: Path) -> str:
         DataError: the folder is not there.
     """
     if not folder.is_dir():
-        raise DataError(f"model folder {folder} does not exist; set model.source to a folder with config and safetensors")
+        raise DataError(
+            f"model folder {folder} does not exist; set model.source to a folder with config and safetensors"
+        )
     entries = []
     for path in sorted(folder.iterdir()):
         if path.is_file() and not path.name.startswith("."):

@@ -110,7 +110,6 @@ def _index(artifact: Artifact) -> pd.DataFrame:
     parts = []
     for info in artifact.sidecars():
         shard = read_shard(artifact.path("shards") / info["file"], ["sample", "position", "modality"])
-        parts.append(pd.DataFrame({
-            "shard": info["file"], "offset": range(info["rows"]), **{name: value.numpy() for name, value in shard.items()},
-        }))
+        columns = {name: value.numpy() for name, value in shard.items()}
+        parts.append(pd.DataFrame({"shard": info["file"], "offset": range(info["rows"]), **columns}))
     return pd.concat(parts, ignore_index=True)

@@ -68,4 +68,6 @@ def dataset_fingerprint(config: Config) -> str | None:
     if dataset.kind == "shapes" or dataset.path is None:
         return None
     folder = expand(dataset.path)
-    return fingerprint_images(folder, dataset.captions) if dataset.kind == "folder" else fingerprint_files(find_tars(folder))
+    if dataset.kind == "folder":
+        return fingerprint_images(folder, dataset.captions)
+    return fingerprint_files(find_tars(folder))

@@ -52,19 +52,6 @@ def tars_of(artifact: Artifact, split: str) -> list[Path]:
     return found
 
 
-def samples_of(artifact: Artifact, split: str, stop: int | None = None, start: int = 0) -> list[Sample]:
-    """Samples `start` to `stop` of one split."""
-    return list(read_tars(tars_of(artifact, split), start, stop))
-
-
-def evaluation_split(artifact: Artifact, wanted: str | None) -> str:
-    """The split that was asked for, else `balanced` (shapes world), else `held_out` (other data)."""
-    if wanted:
-        return wanted
-    splits = {info["split"] for info in artifact.sidecars()}
-    return "balanced" if "balanced" in splits else "held_out"
-
-
 def _shapes_splits(dataset: DatasetConfig) -> dict[str, int]:
     return {
         "train": dataset.n_train, "balanced": dataset.n_balanced, "counter": dataset.n_counter,

@@ -34,6 +34,7 @@ class Stage:
         parents: finished artifacts of all ancestors (for the report: of all stages that exist), by stage name.
         rank, world: this process among the workers of a parallel stage.
         device: torch device name.
+        overrides: what the user typed, for the commands that the report prints.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Stage:
     rank: int = 0
     world: int = 1
     device: str = "cpu"
+    overrides: Sequence[str] = ()
 
 
 def outputs_folder(config: Config) -> Path:
@@ -65,19 +67,15 @@ def run_stage(name: str, config: Config, overrides: Sequence[str] = ()) -> Artif
     keys, parents = open_parents(name, config, root, overrides)
     artifact = Artifact(root, name, keys.key(name))
     if artifact.finished:
-        _announce(artifact, "done before")
-        if name == "report":
-            _module(name).publish(artifact, root)
-        return artifact
+        return _announce(artifact, "done before", root)
     artifact.start(OmegaConf.to_yaml(OmegaConf.structured(config)))
     if config.launch.kind == "torchrun" and STAGES[name].parallel:
         from cmma.launch import launch_workers
 
         launch_workers(name, artifact.path("resolved.yaml"), config.launch)
     else:
-        execute(Stage(name, config, artifact, parents, device=resolve_device(config)), keys)
-    _announce(Artifact(root, name, artifact.key), "finished")
-    return artifact
+        execute(Stage(name, config, artifact, parents, device=resolve_device(config), overrides=overrides), keys)
+    return _announce(Artifact(root, name, artifact.key), "finished", root)
 
 
 def execute(stage: Stage, keys: Keys) -> None:
@@ -141,5 +139,8 @@ def _module(name: str) -> Any:
     return importlib.import_module(f"cmma.stages.{name.replace('-', '_')}")
 
 
-def _announce(artifact: Artifact, state: str) -> None:
+def _announce(artifact: Artifact, state: str, root: Path) -> Artifact:
+    if artifact.stage == "report":
+        _module("report").publish(artifact, root)
     say(f"{artifact.stage} {artifact.key} {state}: {artifact.folder}")
+    return artifact

@@ -28,7 +28,8 @@ def variants(stage: str, config: Config, overrides: Sequence[str] = ()) -> Itera
     typed = [word.lstrip("+") for word in overrides if word.lstrip("+").startswith(f"{group}.")]
     for name in getattr(config.run, listed):
         base = OmegaConf.create({group: load_group(group, name)})
-        merged = OmegaConf.merge(schema(), dataclasses.asdict(config), _fresh(group), base, OmegaConf.from_dotlist(typed))
+        own = OmegaConf.from_dotlist(typed)
+        merged = OmegaConf.merge(schema(), dataclasses.asdict(config), _fresh(group), base, own)
         yield f"{stage}:{name}", to_config(merged)
 
 

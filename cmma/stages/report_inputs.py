@@ -1,0 +1,159 @@
+"""What the report shows, gathered from the artifacts that exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from cmma.artifacts.store import Artifact
+from cmma.config import Config
+from cmma.data.tars import load_samples
+from cmma.report.inputs import ArtifactRef, ReportInputs, TraceMap
+from cmma.report.tables import Cell
+from cmma.stages.prepare_data import tars_of
+from cmma.stages.splits import resolve_split
+from cmma.stages.table import STAGES
+
+_PACKAGES = ("cmma", "torch", "transformers", "open_clip_torch", "hydra-core")
+# Metrics of `evaluate` that are shares and print in percent.
+_SHARES = (
+    "chair_", "recall", "hallucination_", "objects_described", "question_accuracy", "image_to_text", "text_to_image",
+)
+
+
+def gather(config: Config, parents: Mapping[str, Artifact], overrides: Sequence[str]) -> ReportInputs:
+    """Turn artifacts into the report's input. Parts whose artifact is missing stay empty: *not measured*."""
+    data = parents["prepare-data"]
+    dictionary, interpret, graph = (parents.get(name) for name in ("train-sae", "interpret", "build-cmig"))
+    words = " ".join(shlex.quote(word) for word in overrides)
+    parts: dict[str, Any] = {
+        "model": {
+            "name": config.model.name, "family": config.model.family, "weights": config.model.weights,
+            "layers": config.model.n_layers, "cached layers": config.layers(), "dictionary layer": config.sae_layer(),
+        },
+        "dataset": {"kind": config.dataset.kind, **data.summary["samples"], "skipped": data.summary["skipped"]},
+        "artifacts": [_reference(name, artifact, words) for name, artifact in parents.items()],
+        "commands": {stage: f"cmma {stage} {words}".strip() for stage in STAGES},
+        "environment": {name: version(name) for name in _PACKAGES},
+        "traces": [_trace_map(artifact) for name, artifact in parents.items() if name.startswith("trace:")],
+    }
+    if dictionary is not None:
+        summary = dictionary.summary
+        parts["sae"] = pd.DataFrame([{**summary, "artifact": dictionary.key, "model": config.model.name}])
+    if interpret is not None:
+        parts |= _interpretation(config, data, interpret)
+    if graph is not None:
+        edges = graph.read_table("edges.parquet")
+        once = edges[edges["source"] < edges["target"]].rename(columns={"p_excess": "p", "q_excess": "q"})
+        parts["edges"] = once.assign(layer=graph.summary["layer"], artifact=graph.key)
+        parts["network"] = _network(graph)
+    interventions = [artifact for name, artifact in parents.items() if name.startswith("intervene:")]
+    if interventions:
+        tables = [artifact.read_table("effects.parquet").assign(artifact=artifact.key) for artifact in interventions]
+        parts["interventions"] = pd.concat(tables, ignore_index=True)
+    if "evaluate" in parents:
+        parts["evaluation"] = _evaluation(parents["evaluate"])
+    return ReportInputs(title=f"{config.model.name}: cross-modal mechanistic analysis", **parts)
+
+
+def _reference(name: str, artifact: Artifact, words: str) -> ArtifactRef:
+    manifest = artifact.manifest
+    stage, _, variant = name.partition(":")
+    group = {"trace": "trace", "intervene": "intervention"}.get(stage, "")
+    chosen = f" {group}={variant}" if variant else ""
+    return ArtifactRef(
+        stage=name, key=artifact.key, command=f"cmma {stage}{chosen} {words}".strip(),
+        folder=f"artifacts/{artifact.stage}/{artifact.key}", parents=tuple(manifest["parents"].values()),
+        resolved=artifact.path("resolved.yaml").read_text(encoding="utf-8"), summary=manifest["summary"],
+    )
+
+
+def _interpretation(config: Config, data: Artifact, interpret: Artifact) -> dict[str, Any]:
+    layer = config.sae_layer()
+    examples = interpret.read_table("examples.parquet")
+    keys = examples["sample"].unique().tolist()
+    samples = load_samples(tars_of(data, resolve_split(data, config.interpret.split)), keys)
+    shares = interpret.summary["shares"]
+    parts: dict[str, Any] = {
+        "features": interpret.read_table("features.parquet").assign(layer=layer), "examples": examples,
+        "images": {sample.key: _thumbnail(sample.image) for sample in samples},
+        "captions": {sample.key: sample.caption for sample in samples},
+        "specialisation": pd.DataFrame([{
+            "model": config.model.name, "layer": layer, "n": 1, "artifact": interpret.key, **shares,
+        }]),
+    }
+    if interpret.path("logits.parquet").is_file():
+        parts["logits"] = interpret.read_table("logits.parquet")
+    return parts
+
+
+def _thumbnail(image: Image.Image) -> Image.Image:
+    image.thumbnail((160, 160))
+    return image
+
+
+def _trace_map(artifact: Artifact) -> TraceMap:
+    cells, summary = artifact.read_table("trace.parquet"), artifact.summary
+
+    def grid(column: str) -> np.ndarray:
+        return cells.pivot(index="row", columns="group", values=column).loc[
+            summary["rows"], summary["groups"]].to_numpy(float)
+
+    return TraceMap(
+        title=f"{summary['method'].replace('_', ' ')}: restored residual stream", effect_LP=grid("recovery"),
+        layers=[_layer_of(row, index) for index, row in enumerate(summary["rows"])], positions=summary["groups"],
+        low_LP=grid("recovery_low"), high_LP=grid("recovery_high"),
+        metric=f"recovered share of the {summary['readout'].replace('_', ' ')}", n=summary["n_used"],
+        artifact=artifact.key,
+    )
+
+
+def _layer_of(row: str, index: int) -> int:
+    number = re.search(r"\d+", row)
+    return int(number.group()) if number else index
+
+
+def _network(graph: Artifact) -> dict[str, Cell]:
+    """Section 5.2's numbers under the names of `cmma.report.references.NETWORK`."""
+    numbers = graph.summary
+    shares, network = numbers["strength"]["shares"], numbers["network"]
+
+    def cell(value: dict[str, Any], scale: float = 1.0, **more: Any) -> Cell:
+        low, high = (None if value[bound] is None else scale * value[bound] for bound in ("low", "high"))
+        centre = None if value["value"] is None else scale * value["value"]
+        return Cell(centre, low, high, kind=value["kind"], n=value["n"], artifact=graph.key, **more)
+
+    significant = numbers["strength"]["significant"]["strong"]
+    named = {
+        f"{name} pairs ({cut})": cell(shares[name], 100, unit="%", digits=1)
+        for name, cut in (("strong", "I > 0.5"), ("moderate", "0.2 < I ≤ 0.5"), ("weak", "I ≤ 0.2"))
+    }
+    named["significant among strong"] = Cell(
+        None if significant is None else 100 * significant, unit="%", digits=1, artifact=graph.key)
+    named["average clustering"] = Cell(network["clustering"]["value"], n=network["nodes"], artifact=graph.key)
+    named["small-world σ"] = cell(network["small_world"])
+    exponent, rejected = network["power_law"].get("exponent"), network["power_law"].get("rejected")
+    verdict = "" if rejected is None else f"power law {'rejected' if rejected else 'not rejected'}"
+    named["scale-free exponent γ"] = Cell(exponent, kind=verdict, n=network["nodes"], artifact=graph.key)
+    return named
+
+
+def _evaluation(artifact: Artifact) -> dict[str, dict[str, Cell]]:
+    found: dict[str, dict[str, Cell]] = {}
+    for row in artifact.read_table("metrics.parquet").to_dict("records"):
+        share = row["metric"].startswith(_SHARES)
+        scale = 100.0 if share else 1.0
+        bounds = [None if pd.isna(row[bound]) else scale * row[bound] for bound in ("low", "high")]
+        value = None if pd.isna(row["value"]) else scale * row["value"]
+        found.setdefault(row["split"], {})[row["metric"]] = Cell(
+            value, *bounds, kind=row["kind"], n=int(row["n"]), unit="%" if share else "", digits=1 if share else 3,
+            artifact=artifact.key,
+        )
+    return found
