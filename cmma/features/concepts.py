@@ -1,7 +1,7 @@
 """Which known concept a feature stands for, chosen on one half of the samples and scored on the other.
 
 A concept is a label of the data set. A latent's score for a sample is its largest activation in it; the concept with
-the highest AUROC on the selection half is taken, and AUROC, F1 and pixel IoU are reported from the other half.
+the highest AUROC on the selection half is taken, and its AUROC and F1 are reported from the other half.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.stats import rankdata
-from torch import Tensor
 
 from cmma.data.samples import Sample
 
@@ -99,53 +97,3 @@ def match_concepts(scores_NK: np.ndarray, labels: Labels, seed: int = 0) -> pd.D
         table.at[feature, "concept_auroc"] = scored_KC[feature, concept]
         table.at[feature, "concept_f1"] = f1(scores_NK[score, feature] >= threshold, labels.truth_NC[score, concept])
     return table
-
-
-def concept_mask(sample: Sample, concept: str) -> np.ndarray | None:
-    """Pixels [height, width] of the objects that the concept names; None where the sample has no mask.
-
-    An object is meant when every word of the concept is one of its attribute values ("red", "ring", "red ring").
-    """
-    if sample.mask is None:
-        return None
-    words = concept.lower().split()
-    meant = [
-        index + 1 for index, thing in enumerate(sample.objects)
-        if all(word in {str(value).lower() for value in thing.values()} for word in words)
-    ]
-    return np.isin(sample.mask, meant)
-
-
-def cell_coverage(mask_HW: np.ndarray, rows: int, cols: int) -> np.ndarray:
-    """Number of mask pixels in each patch [rows, cols]; pixel (y, x) lies in patch (⌊y·rows/H⌋, ⌊x·cols/W⌋)."""
-    height, width = mask_HW.shape
-    row_H, col_W = np.arange(height) * rows // height, np.arange(width) * cols // width
-    cell_HW = row_H[:, None] * cols + col_W[None, :]
-    return np.bincount(cell_HW.ravel(), weights=mask_HW.ravel(), minlength=rows * cols).reshape(rows, cols)
-
-
-class MaskOverlap:
-    """Streamed pixel IoU of binarised patch activations with concept masks, at several thresholds per feature.
-
-    Intersection and union are pooled over images (as in network dissection). Two halves are kept apart: the threshold
-    is chosen on half 0 and the IoU reported from half 1.
-    """
-
-    def __init__(self, thresholds_KT: Tensor) -> None:
-        self.thresholds_KT = thresholds_KT.double()
-        self.both_HKT = torch.zeros(2, *thresholds_KT.shape, dtype=torch.float64)
-        self.either_HKT = torch.zeros(2, *thresholds_KT.shape, dtype=torch.float64)
-
-    def add(self, acts_PK: Tensor, coverage_PK: Tensor, area_P: Tensor, half: int) -> None:
-        """Add one image. `coverage_PK`: mask pixels of feature k's concept in patch p; `area_P`: pixels per patch."""
-        on_PKT = (acts_PK.double()[..., None] > self.thresholds_KT).double()
-        both_KT = (on_PKT * coverage_PK.double()[..., None]).sum(0)
-        predicted_KT = (on_PKT * area_P.double()[:, None, None]).sum(0)
-        self.both_HKT[half] += both_KT
-        self.either_HKT[half] += predicted_KT + coverage_PK.double().sum(0)[:, None] - both_KT
-
-    def result(self) -> tuple[Tensor, Tensor]:
-        """(IoU [K] on the scoring half, chosen threshold [K]); IoU is NaN where the scoring half holds no pixel."""
-        iou_HKT = self.both_HKT / self.either_HKT
-        best_K = iou_HKT[0].nan_to_num(nan=-1.0).argmax(1, keepdim=True)
-        return iou_HKT[1].gather(1, best_K)[:, 0], self.thresholds_KT.gather(1, best_K)[:, 0]

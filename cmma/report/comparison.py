@@ -131,9 +131,7 @@ def control(inputs: ReportInputs) -> Table:
                  ("control dimension", *references.CONTROL_COLUMNS), tuple(rows))
 
 
-def _beside(
-    name: str, title: str, paper: Mapping[str, Cell], ours: Mapping[str, Cell], command: str
-) -> Table:
+def _beside(name: str, title: str, paper: Mapping[str, Cell], ours: Mapping[str, Cell], command: str) -> Table:
     """A two-column comparison; what only this run measured comes last."""
     names = [*paper, *(key for key in ours if key not in paper)]
     rows = tuple(Row(key, (ours.get(key, missing(command)), paper.get(key, _NO_REFERENCE))) for key in names)

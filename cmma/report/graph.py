@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from html import escape
 
@@ -84,7 +85,8 @@ def draw(
         kind, label = classes.get(node, "mixed"), labels.get(node, "")
         title = f"{node} · {CLASS_LABELS.get(kind, kind)}" + (f" · {label}" if label else "")
         radius = 4 + 7 * (degree[node] / top) ** 0.5
-        caption = f'<text x="{x:.1f}" y="{y - radius - 4:.1f}" text-anchor="middle">{escape(label or str(node))}</text>'
+        short = textwrap.shorten(label, 24, placeholder=" …") if label else str(node)
+        caption = f'<text x="{x:.1f}" y="{y - radius - 4:.1f}" text-anchor="middle">{escape(short)}</text>'
         dot = (f'<g class="node" data-id="{node}" data-class="{escape(kind)}"><title>{escape(title)}</title>'
                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" style="fill:var(--{escape(kind)})"/>'
                f'{caption if node in named else ""}</g>')

@@ -10,7 +10,7 @@ from PIL import Image
 
 MAX_SIDE = 160
 PIXEL_SIDE = 96  # images up to this side are shown enlarged with hard pixels
-_GLOW = np.array([[255, 64, 0], [255, 176, 0], [255, 246, 160]], dtype=np.float64)  # weak → strong
+_GLOW = np.array([[255, 72, 0], [255, 170, 0], [255, 248, 150]], dtype=np.float64)  # weak → strong
 
 
 def centre_square(image: Image.Image) -> Image.Image:
@@ -34,7 +34,7 @@ def heat_uri(values_RC: np.ndarray) -> str:
     values_RC = np.clip(np.nan_to_num(np.asarray(values_RC, dtype=np.float64)), 0.0, 1.0)
     stops = np.linspace(0, 1, len(_GLOW))
     rgb = np.stack([np.interp(values_RC, stops, _GLOW[:, channel]) for channel in range(3)], axis=-1)
-    alpha = 255 * values_RC[..., None] ** 0.7
+    alpha = 255 * values_RC[..., None]
     return _encode(Image.fromarray(np.concatenate([rgb, alpha], axis=-1).round().astype(np.uint8), "RGBA"), "PNG")
 
 

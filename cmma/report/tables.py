@@ -166,21 +166,30 @@ class Table:
     def to_html(self, artifact_link: str = "") -> str:
         """A `<table>`, everything escaped. With `artifact_link` ("provenance.html#") values link to their artifact.
 
-        What each interval is stands below the table, marked by letters.
+        What each interval is stands below the table, marked by letters; so does the command that would measure the
+        missing cells, when it is the same for all.
         """
         marks: dict[str, str] = {}
         for row in self.rows:
             for cell in row.cells:
                 if cell.remark():
                     marks.setdefault(cell.remark(), chr(ord("a") + len(marks) % 26) * (1 + len(marks) // 26))
-        heads = "".join(f'<th scope="col">{escape(column)}</th>' for column in self.columns)
+        cells = [cell for row in self.rows for cell in row.cells]
+        commands = sorted({cell.command for cell in cells if not cell.measured and cell.command})
+        wordy = [any(isinstance(row.cells[i].value, str) for row in self.rows if row.source != "paper")
+                 for i in range(len(self.columns) - 1)]
+        heads = "".join(f'<th scope="col" class="{"words" if words else "number"}">{escape(column)}</th>'
+                        for column, words in zip(self.columns, [True, *wordy], strict=True))
         rows = "\n".join(
             f'<tr class="from-{escape(row.source)}"><th scope="row">{escape(row.label)}</th>'
-            + "".join(_html_cell(cell, artifact_link, marks) for cell in row.cells) + "</tr>"
+            + "".join(_html_cell(cell, artifact_link, marks, "words" if words else "number", len(commands) > 1)
+                      for cell, words in zip(row.cells, wordy, strict=True)) + "</tr>"
             for row in self.rows
         )
         notes = [f"<sup>{mark}</sup> {escape(remark)}" for remark, mark in marks.items()]
         notes += [escape(self.note)] if self.note else []
+        if len(commands) == 1:
+            notes.append(f"{NOT_MEASURED}: <code>{escape(commands[0])}</code>")
         note = f"<figcaption>{' · '.join(notes)}</figcaption>" if notes else ""
         return (f'<figure class="table" id="table-{escape(self.name)}"><h3>{escape(self.title)}</h3>'
                 f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'
@@ -208,13 +217,13 @@ def _latex_cell(cell: Cell) -> str:
     return " ".join(part for part in (cell.number(), cell.spread()) if part)
 
 
-def _html_cell(cell: Cell, artifact_link: str, marks: dict[str, str]) -> str:
+def _html_cell(cell: Cell, artifact_link: str, marks: dict[str, str], kind: str, show_command: bool) -> str:
     if not cell.measured:
-        command = f"<code>{escape(cell.command)}</code>" if cell.command else ""
-        return f'<td class="missing"><em>{NOT_MEASURED}</em>{command}</td>'
+        command = f"<code>{escape(cell.command)}</code>" if cell.command and show_command else ""
+        return f'<td class="missing {kind}" title="{escape(cell.command)}"><em>{NOT_MEASURED}</em>{command}</td>'
     number = escape(cell.number())
     if cell.artifact and artifact_link:
         number = f'<a href="{escape(artifact_link + cell.artifact)}">{number}</a>'
     spread = f' <span class="spread">{escape(cell.spread())}</span>' if cell.spread() else ""
     mark = f"<sup>{marks[cell.remark()]}</sup>" if cell.remark() else ""
-    return f'<td class="{"words" if isinstance(cell.value, str) else "number"}">{number}{spread}{mark}</td>'
+    return f'<td class="{kind}">{number}{spread}{mark}</td>'

@@ -11,16 +11,14 @@ from sklearn.metrics import f1_score, roc_auc_score
 from cmma.data.samples import Sample
 from cmma.features.concepts import (
     Labels,
-    MaskOverlap,
     auroc,
     best_threshold,
-    cell_coverage,
-    concept_mask,
     f1,
     halves,
     match_concepts,
     sample_labels,
 )
+from cmma.features.masks import MaskOverlap, cell_coverage, concept_mask
 
 
 def scene(labels: list[str]) -> Sample:

@@ -36,7 +36,8 @@ def inputs() -> ReportInputs:
     return ReportInputs(
         title="Cross-modal mechanistic analysis", commands={
             "evaluate": "cmma evaluate model=toy_llava", "control": "cmma intervene experiment=control",
-            "human-study": "cmma report experiment=human_study", "phases": "cmma run -m layer=range(12)"},
+            "human-study": "cmma report experiment=human_study", "phases": "cmma run -m layer=range(12)",
+            "build-cmig": "cmma build-cmig model=toy_llava"},
         model={"name": "toy_llava", "family": "llava", "layers": 12, "parameters": "2.4 M"},
         dataset={"dataset": "shapes", "held-out samples": 400},
         artifacts=[
@@ -44,7 +45,7 @@ def inputs() -> ReportInputs:
                         "2025-01-01T10:00:00", "artifacts/cache-activations/c0ffee000001", (), "model:\n  name: toy\n",
                         {"records": 120000}),
             ArtifactRef("train-sae", "c0ffee000002", "cmma train-sae model=toy_llava", "2025-01-01T10:05:00", "",
-                        ("c0ffee000001",), "sae:\n  lambda1: 0.001\n  note: </pre><script>window.broken = 3</script>\n"),
+                        ("c0ffee000001",), "sae:\n  lambda1: 0.001\n  note: </pre><script>window.broken=3</script>\n"),
             ArtifactRef("build-cmig", "c0ffee000003", "cmma build-cmig", "2025-01-01T10:09:00", "", ("c0ffee000002",)),
         ],
         environment={"cmma": "0.1.0", "torch": "2.15"},

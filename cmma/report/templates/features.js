@@ -12,6 +12,8 @@
     find("layer").add(new Option(layer, layer));
   }
 
+  find("paged").checked = rows.some((row) => row.page);
+
   const element = (name, options = {}, children = []) => {
     const node = Object.assign(document.createElement(name), options);
     node.append(...children);
