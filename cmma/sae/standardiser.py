@@ -24,7 +24,7 @@ class Standardiser(nn.Module):
     """h = (x − mean[m]) / scale[m], and back.
 
     A scale of zero marks an absent coordinate: it is standardised to 0 and restored as `mean` (which is 0 there).
-    Records of unknown modality use row JOINT: pooled statistics for one block, both halves for two.
+    Records of unknown modality (None, or code −1) use row JOINT: pooled statistics for one block, both halves for two.
 
     Args:
         mean_MD: [3, d] means in the model's units, row = modality code.
@@ -120,7 +120,8 @@ class Standardiser(nn.Module):
 
 def modality_one_hot(modality_B: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """[B] codes → [B, 3] indicators; a dropped record (code −1) is a row of zeros."""
-    return (modality_B[:, None] == torch.arange(N_MODALITIES, device=modality_B.device, dtype=modality_B.dtype)).to(dtype)
+    code_M = torch.arange(N_MODALITIES, device=modality_B.device, dtype=modality_B.dtype)
+    return (modality_B[:, None] == code_M).to(dtype)
 
 
 def _row(modality_B: Tensor | None) -> Tensor | int:
@@ -140,8 +141,8 @@ def _rows(sum_MD: Tensor, count_M: Tensor, blocks: Sequence[int]) -> Tensor:
     """Means per modality from sums and counts; the JOINT row is made of the other two.
 
     One block: JOINT is the average over all records (it stands for "unknown"), also the stand-in for a modality
-    without records. Two blocks: the visual half is averaged over the records that have it, and likewise the textual half, so
-    that a joint view is exactly the sum of its two single views.
+    without records. Two blocks: the visual half is averaged over the records that have it, and likewise the textual
+    half, so that a joint view is exactly the sum of its two single views.
     """
     present_MD = _present(blocks).double()
     if len(blocks) == 1:

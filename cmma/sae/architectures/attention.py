@@ -15,10 +15,10 @@ class CrossModalAttention(nn.Module):
     Args:
         d: record width.
         rank: width r of the head.
-        generator: draws the initial weights.
+        generator: draws the initial weights; None: the global one.
     """
 
-    def __init__(self, d: int, rank: int, generator: torch.Generator) -> None:
+    def __init__(self, d: int, rank: int, generator: torch.Generator | None) -> None:
         super().__init__()
         def draw(rows: int, columns: int) -> nn.Parameter:
             return nn.Parameter(torch.randn(rows, columns, generator=generator) * columns**-0.5)

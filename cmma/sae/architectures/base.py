@@ -35,10 +35,12 @@ class SparseAutoencoder(nn.Module, ABC):
         config: architecture and objective.
         d: record width.
         standardiser: statistics of the records, kept in the SAE's file.
-        generator: draws the initial features.
+        generator: draws the initial features; None: torch's global one.
     """
 
-    def __init__(self, config: SAEConfig, d: int, standardiser: Standardiser, generator: torch.Generator) -> None:
+    def __init__(
+        self, config: SAEConfig, d: int, standardiser: Standardiser, generator: torch.Generator | None = None
+    ) -> None:
         super().__init__()
         self.config, self.d, self.n_latents = config, d, config.n_latents
         self.standardiser = standardiser
@@ -89,7 +91,7 @@ class SparseAutoencoder(nn.Module, ABC):
         return self.W_dec.detach()
 
     def edit(self, **changes: Any) -> Any:
-        """A `cmma.hooks.TokenEdit` that changes latents inside a running model; see `cmma.sae.edit.latent_edit`."""
+        """A `cmma.hooks.TokenEdit` that changes latents inside a running model; arguments as `cmma.sae.edit.token_edit`."""
         from cmma.sae.edit import token_edit
 
         return token_edit(self, **changes)
@@ -126,17 +128,16 @@ class SparseAutoencoder(nn.Module, ABC):
     def standardise_context(self, context_BCD: Tensor | None, modality_B: Tensor | None) -> Tensor | None:
         """Context vectors in standardised units: they are of the modality that the record is not.
 
-        A joint view, and a record of unknown modality, has no other modality: it attends to zeros, which add nothing.
+        A joint view has no other modality: it attends to zeros, which add nothing. None without attention, and where
+        the modality of the records is unknown.
         """
-        if context_BCD is None or self.attention is None:
-            return None
-        if modality_B is None:
+        if context_BCD is None or modality_B is None or self.attention is None:
             return None
         flat = context_BCD.to(self.W_enc.dtype).flatten(0, 1)
         has_other_B = (modality_B == Modality.VISUAL) | (modality_B == Modality.TEXTUAL)
         other_B = torch.where(has_other_B, 1 - modality_B, modality_B)
-        h_BCD = self.standardiser.standardise(flat, other_B.repeat_interleave(context_BCD.shape[1])).view(context_BCD.shape)
-        return h_BCD * has_other_B[:, None, None]
+        h_BCD = self.standardiser.standardise(flat, other_B.repeat_interleave(context_BCD.shape[1]))
+        return h_BCD.view(context_BCD.shape) * has_other_B[:, None, None]
 
     # --- features of norm one --------------------------------------------------------------------------------------
 

@@ -1,0 +1,127 @@
+"""How good a dictionary is, from streaming float64 sums over records it was not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from cmma.errors import DataError
+from cmma.modality import Modality
+from cmma.sae.architectures.base import SparseAutoencoder
+from cmma.sae.records import RecordBatch
+from cmma.sae.standardiser import N_MODALITIES, modality_one_hot
+
+
+def gini(latents_BK: Tensor) -> Tensor:
+    """Gini coefficient of each record's latents, [B]: 0 if all are equal, 1 − 1/K if one alone is active.
+
+    Hurley & Rickard 2009: 1 − 2 Σ_i (a_(i) / ‖a‖₁) (K − i + ½) / K over the ascending order. A silent record counts as 0.
+    """
+    n_latents = latents_BK.shape[1]
+    most = max(1, int((latents_BK > 0).sum(1).max()))  # zeros sort first and contribute nothing
+    descending_Bk = latents_BK.topk(most, dim=1).values.double()
+    weight_k = (torch.arange(most, device=latents_BK.device, dtype=torch.float64) + 0.5) / n_latents
+    total_B = descending_Bk.sum(1)
+    return torch.where(total_B > 0, 1 - 2 * (descending_Bk @ weight_k) / total_B.clamp_min(1e-300), 0.0)
+
+
+class SAEMetrics(nn.Module):
+    """Sums from which every metric follows; `update` with batches, then `summary`.
+
+    FVU = Σ‖x − x̂‖² / Σ‖x − x̄‖² in the model's own units, by sums over all records seen, so that it does not depend on
+    how they are batched. `fvu` takes x̄ over all records, `fvu_visual` and so on over the records of that modality, and
+    `fvu_within` sums numerators and denominators of the latter: it gives no credit for telling the modalities apart.
+
+    Args:
+        d, n_latents: sizes of the dictionary.
+    """
+
+    def __init__(self, d: int, n_latents: int) -> None:
+        super().__init__()
+        for name, shape in {
+            "count_M": (), "sum_MD": (d,), "square_M": (), "error_M": (), "l0_M": (), "gini_M": (), "cosine_M": (),
+            "fired_MK": (n_latents,), "activation_MK": (n_latents,),
+        }.items():
+            self.register_buffer(name, torch.zeros(N_MODALITIES, *shape, dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, acts_BD: Tensor, reconstruction_BD: Tensor, latents_BK: Tensor, modality_B: Tensor) -> None:
+        """Add a batch: records and reconstructions [B, d] in the model's units, latents [B, K], codes [B]."""
+        one_hot_MB = modality_one_hot(modality_B, torch.float64).T
+        x_BD, error_BD = acts_BD.double(), acts_BD.double() - reconstruction_BD.double()
+        cosine_B = torch.cosine_similarity(x_BD, reconstruction_BD.double(), dim=1)
+        active_BK = (latents_BK > 0).to(latents_BK.dtype)
+        weight_MB = one_hot_MB.to(latents_BK.dtype)
+        for total, value in (
+            (self.count_M, one_hot_MB.sum(1)), (self.sum_MD, one_hot_MB @ x_BD),
+            (self.square_M, one_hot_MB @ x_BD.square().sum(1)), (self.error_M, one_hot_MB @ error_BD.square().sum(1)),
+            (self.l0_M, one_hot_MB @ active_BK.sum(1).double()), (self.gini_M, one_hot_MB @ gini(latents_BK)),
+            (self.cosine_M, one_hot_MB @ cosine_B), (self.fired_MK, weight_MB @ active_BK),
+            (self.activation_MK, weight_MB @ latents_BK),
+        ):
+            total += value
+
+    @property
+    def frequency_K(self) -> Tensor:
+        """Share of the records seen on which each latent is active."""
+        return self.fired_MK.sum(0) / self.count_M.sum().clamp_min(1)
+
+    @property
+    def mean_activation_MK(self) -> Tensor:
+        """E[a_i | modality] over the records seen, [3, K]; 0 for an absent modality."""
+        return self.activation_MK / self.count_M.clamp_min(1)[:, None]
+
+    def summary(self) -> dict[str, float]:
+        """Every metric as a plain number; those of a modality only if it had records.
+
+        Keys: n_records, fvu, fvu_within, cosine, l0, gini, dead_fraction (latents silent on every record seen), and
+        fvu_*, cosine_*, l0_*, gini_*, dead_fraction_* for visual, textual, joint.
+
+        Raises:
+            DataError: no record was seen.
+        """
+        n = float(self.count_M.sum())
+        if n == 0:
+            raise DataError("there are no held-out records to evaluate on; raise activations.held_out or n_samples")
+        sum_D = self.sum_MD.sum(0)
+        variance = float(self.square_M.sum() - sum_D.square().sum() / n)
+        within_M = self.square_M - self.sum_MD.square().sum(1) / self.count_M.clamp_min(1)
+        result = {
+            "n_records": n, "fvu": _ratio(float(self.error_M.sum()), variance),
+            "fvu_within": _ratio(float(self.error_M.sum()), float(within_M.sum())),
+            "cosine": float(self.cosine_M.sum()) / n, "l0": float(self.l0_M.sum()) / n,
+            "gini": float(self.gini_M.sum()) / n,
+            "dead_fraction": float((self.fired_MK.sum(0) == 0).double().mean()),
+        }
+        for m in (Modality.VISUAL, Modality.TEXTUAL, Modality.JOINT):
+            count, name = float(self.count_M[m]), m.name.lower()
+            if count:
+                result[f"fvu_{name}"] = _ratio(float(self.error_M[m]), float(within_M[m]))
+                for key in ("cosine", "l0", "gini"):
+                    result[f"{key}_{name}"] = float(getattr(self, f"{key}_M")[m]) / count
+                result[f"dead_fraction_{name}"] = float((self.fired_MK[m] == 0).double().mean())
+        return result
+
+
+@torch.no_grad()
+def measure(sae: SparseAutoencoder, batches: Iterable[RecordBatch]) -> SAEMetrics:
+    """The sums over all batches; `evaluate_sae` for the numbers alone."""
+    device = sae.W_enc.device
+    metrics = SAEMetrics(sae.d, sae.n_latents).to(device)
+    for batch in batches:
+        records = batch.to(device)
+        out = sae(records.acts_BD, records.modality_B, records.context_BCD)
+        metrics.update(records.acts_BD, out.reconstruction_BD, out.latents_BK, records.modality_B)
+    return metrics
+
+
+def evaluate_sae(sae: SparseAutoencoder, batches: Iterable[RecordBatch]) -> dict[str, float]:
+    """Metrics of a dictionary on some records, usually `reader.held_out(batch_size)`; keys as in `SAEMetrics.summary`."""
+    return measure(sae, batches).summary()
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    """FVU; constant records have no variance to explain: 0 if they are met exactly, else 1."""
+    return numerator / denominator if denominator > 0 else float(numerator > 0)

@@ -1,0 +1,118 @@
+"""The whole objective of a training step (paper, Eq. 3)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cmma.modality import Modality
+from cmma.sae.config import SAEConfig
+from cmma.sae.objective.information import label_distribution, mutual_information
+from cmma.sae.objective.losses import alignment, cross_penalty, sparsity, squared_error
+from cmma.sae.objective.selectivity import Selectivity, selectivity
+from cmma.sae.objective.statistics import LatentSums, MovingSums, Sums
+from cmma.sae.standardiser import modality_one_hot
+from cmma.sae.training.parallel import Ranks
+
+_CONTROL_RATE = 0.01
+"""Largest relative change of an adaptive λ1 per step."""
+_PAIR = slice(Modality.VISUAL, Modality.TEXTUAL + 1)
+
+
+class Losses(NamedTuple):
+    """One step's losses."""
+
+    total: Tensor
+    """What is differentiated. Its gradient is this rank's share: the sum over ranks is the global gradient."""
+    terms: dict[str, Tensor]
+    """Each term over the global batch, unweighted, detached."""
+    activation_K: Tensor
+    """Σ a over the global batch, detached: positive where a latent fired."""
+    l0_M: Tensor
+    """Active latents per record and modality over the global batch; 0 for an absent modality."""
+
+
+class Objective(nn.Module):
+    """‖h − ĥ‖² + λ1 ‖a‖₁ + λ2 R_cross + λ3 R_align, with the moving statistics behind the last two.
+
+    Joint views of a pair are reconstructed and kept sparse, but take no part in selectivity and information: they are
+    evidence for neither modality.
+
+    Args:
+        config: weights and options.
+        n_labels: width of the labels; 0 switches R_align off.
+        ranks: over which ranks a batch is spread.
+    """
+
+    lambda1_M: Tensor
+
+    def __init__(self, config: SAEConfig, n_labels: int, ranks: Ranks) -> None:
+        super().__init__()
+        self.config, self.ranks = config, ranks
+        self.n_labels = n_labels if config.lambda3 > 0 else 0
+        self.moving = MovingSums(config.n_latents, self.n_labels, config.ema_decay)
+        self.register_buffer("lambda1_M", torch.full((3,), config.lambda1))
+
+    def forward(
+        self, h_BD: Tensor, reconstruction_BD: Tensor, latents_BK: Tensor, modality_B: Tensor, labels_BL: Tensor | None
+    ) -> Losses:
+        """Losses of a batch in standardised units, and one step of the moving statistics.
+
+        Args:
+            h_BD, reconstruction_BD: [B, d], this rank's records.
+            latents_BK: [B, K].
+            modality_B: [B] codes.
+            labels_BL: [B, L] multi-hot labels; read only when lambda3 > 0.
+        """
+        one_hot_BM = modality_one_hot(modality_B, latents_BK.dtype)
+        label_BL = latents_BK.new_zeros(len(latents_BK), self.n_labels)
+        if self.n_labels and labels_BL is not None:
+            label_BL = label_distribution(labels_BL, one_hot_BM[:, _PAIR].sum(1))
+        activation_MK, joint_LK, active_B = LatentSums.apply(
+            latents_BK, one_hot_BM, label_BL, self.config.mi_temperature)
+        error = squared_error(h_BD, reconstruction_BD)
+
+        local = (activation_MK, one_hot_BM.sum(0), joint_LK, label_BL.sum(0), error, active_B @ one_hot_BM)
+        activation_all_MK, count_M, joint_all_LK, label_L, error_all, active_M = self.ranks.sum_keeping_gradient(*local)
+        n_records = count_M.sum()
+        sums = self.moving.advance(Sums(activation_all_MK[_PAIR], count_M[_PAIR], joint_all_LK, label_L))
+        selective = self.selectivity(sums)
+        penalty = cross_penalty(selective, self.config.tau, self.config.reduction)
+        reward = penalty.new_zeros(())
+        if self.n_labels:
+            information_K = mutual_information(sums.joint_LK, sums.label_L)
+            reward = alignment(selective, information_K, self.config.tau, self.config.reduction)
+
+        total = (error + sparsity(activation_MK, self.lambda1_M)) / n_records
+        if self.config.lambda2:
+            total = total + self.config.lambda2 * penalty
+        if self.n_labels:
+            total = total + self.config.lambda3 * reward
+        l0_M = active_M / count_M.clamp_min(1)
+        terms = {
+            "squared_error": error_all / n_records, "l1": activation_all_MK.sum() / n_records,
+            "cross": penalty, "align": reward,
+        }
+        losses = Losses(total, {name: value.detach() for name, value in terms.items()},
+                        activation_all_MK.detach().sum(0), l0_M)
+        if self.config.adaptive_sparsity:
+            self._control(l0_M, count_M)
+        return losses
+
+    def selectivity(self, sums: Sums) -> Selectivity:
+        """Eq. 5 from moving sums, with the configured meaning of *any*."""
+        mean_MK = sums.activation_MK / sums.count_M.clamp_min(1)[:, None]
+        share: float | Tensor = 0.5
+        if self.config.any == "empirical":
+            share = sums.count_M[Modality.VISUAL] / sums.count_M.sum().clamp_min(1)
+        return selectivity(mean_MK[Modality.VISUAL], mean_MK[Modality.TEXTUAL], share)
+
+    @torch.no_grad()
+    def _control(self, l0_M: Tensor, count_M: Tensor) -> None:
+        """Adaptive sparsity: move λ1 of each modality towards its target L0, a joint view's to the mean of both."""
+        target_M = l0_M.new_tensor([self.config.target_l0_visual, self.config.target_l0_textual])
+        miss_M = ((l0_M[_PAIR] - target_M) / target_M).clamp(-1, 1) * (count_M[_PAIR] > 0)
+        self.lambda1_M[_PAIR] *= (_CONTROL_RATE * miss_M).exp()
+        self.lambda1_M[Modality.JOINT] = self.lambda1_M[_PAIR].mean()

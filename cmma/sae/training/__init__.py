@@ -1,0 +1,1 @@
+"""Training a dictionary: the loop, dead latents, checkpoints, ranks."""
