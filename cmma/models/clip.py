@@ -8,6 +8,7 @@ not sites: open_clip's attention is functional and never calls its output projec
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any, Literal
 
 import open_clip
@@ -36,20 +37,29 @@ SITES = tuple(
     )
 )
 HUB_FILES = ("open_clip_config.json", "open_clip*.safetensors", "*.json", "vocab.txt", "merges.txt")
+TINY = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 4, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 24, "vocab_size": 49_408, "width": 24, "heads": 2, "layers": 2},
+}
+"""Architecture "clip-tiny", for tests and dry runs with random weights; towers of unequal width and depth."""
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def load(spec: ModelSpec, device: str = "cpu", dtype: str = "float32") -> ClipModel:
     """Load a CLIP from the hub, a folder with `open_clip_config.json`, or at random (see `cmma.models.load_model`)."""
     torch_dtype(dtype)
-    if spec.weights == "random":
+    sizes: dict[str, Any] = {}
+    if spec.weights == "random" and spec.architecture == "clip-tiny":
+        name, sizes = "ViT-B-32-quickgelu", deepcopy(TINY)
+    elif spec.weights == "random":
         name = _known_architecture(spec)
     else:
         name = f"local-dir:{weights_folder(spec, _repository(spec), HUB_FILES)}"
     try:
         with quiet_logging(), seeded(spec.seed):
-            module = open_clip.create_model(name, precision=PRECISIONS[dtype], force_custom_text=True)
-            tokenizer = open_clip.get_tokenizer(name)
+            module = open_clip.create_model(name, precision=PRECISIONS[dtype], force_custom_text=True, **sizes)
+            tokenizer = open_clip.get_tokenizer(name, context_length=module.context_length)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"{spec.name}: {name} cannot be loaded as a CLIP: {reason}") from error
@@ -157,9 +167,14 @@ class ClipModel(MultimodalModel):
         rows, columns = self.image_grid(batch)
         return torch.arange(1, rows * columns + 1, device=self.device).expand(len(batch["image"]), -1)
 
+    def embeddings(self, output: Any) -> tuple[Tensor, Tensor]:
+        """Unit-norm image and text embeddings, Float[B, E] each, of a finished forward pass."""
+        image_BE, text_BE, *_ = output
+        return image_BE, text_BE
+
     def similarity(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Cosine of every image with every text of the batch: Float[B images, B texts]."""
-        image_BE, text_BE, *_ = self(**batch)
+        image_BE, text_BE = self.embeddings(self(**batch))
         return image_BE @ text_BE.T
 
 

@@ -201,9 +201,11 @@ class LlavaModel(MultimodalModel):
         logits_BPV = self(**batch, logits_to_keep=positions).logits
         return logits_BPV[torch.arange(len(which_B), device=logits_BPV.device), which_B]
 
-    def answer_logits(self, output: Any, batch: Batch) -> Tensor:
-        """Logits after the prompt, Float[B, vocabulary], picked from a finished forward pass over `batch`."""
-        return output.logits[torch.arange(len(batch.prompt_end), device=output.logits.device), batch.prompt_end]
+    def answer_log_probs(self, batch: Batch) -> Tensor:
+        """Log-probability of every teacher-forced answer token given all before it, Float[B, S]; 0 elsewhere."""
+        log_p_BSV = self(**batch).logits[:, :-1].float().log_softmax(dim=-1)
+        log_p_BS = log_p_BSV.gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
+        return nn.functional.pad(log_p_BS, (1, 0)).masked_fill(~batch.answer_mask, 0)
 
     def generate(self, batch: Batch, max_new_tokens: int, **options: Any) -> list[str]:
         """Greedy continuation of each prompt, decoded and stripped.
@@ -216,9 +218,13 @@ class LlavaModel(MultimodalModel):
         if not batch["attention_mask"][:, -1].all() or batch.answer_mask.any():
             raise CmmaError("generate needs prompts without answers, collated with padding='left'")
         stop = self.module.generation_config.eos_token_id
-        stop = self.tokenizer.eos_token_id if stop is None else stop
-        settings = {"do_sample": False, "max_new_tokens": max_new_tokens, "pad_token_id": self.pad_id} | options
-        tokens = self.module.generate(**batch, generation_config=GenerationConfig(eos_token_id=stop, **settings))
+        settings = {
+            "do_sample": False,
+            "max_new_tokens": max_new_tokens,
+            "pad_token_id": self.pad_id,
+            "eos_token_id": self.tokenizer.eos_token_id if stop is None else stop,
+        }
+        tokens = self.module.generate(**batch, generation_config=GenerationConfig(**(settings | options)))
         new = tokens[:, batch["input_ids"].shape[1] :]
         return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
 

@@ -7,10 +7,9 @@ Values are those of the `config.json` and `preprocessor_config.json` of the hub 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import (
     CLIPImageProcessor,
     LlavaConfig,
@@ -59,6 +58,14 @@ _MISTRAL_7B = {
     "rope_theta": 1_000_000.0, "sliding_window": None, "vocab_size": VOCABULARY,
 }  # fmt: skip
 _PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+_TINY_VISION = {
+    "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
+    "num_attention_heads": 2, "image_size": 24, "patch_size": 8, "projection_dim": 32,
+}  # fmt: skip
+_TINY_TEXT = {
+    "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": VOCABULARY, "initializer_range": 0.2,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,10 @@ ARCHITECTURES = {
     "llava-1.5-7b": Architecture(_LLAMA_7B, VICUNA_TEMPLATE),
     "llava-1.5-13b": Architecture(_LLAMA_13B, VICUNA_TEMPLATE),
     "llava-v1.6-mistral-7b": Architecture(_MISTRAL_7B, MISTRAL_TEMPLATE, _PINPOINTS),
+    "llava-tiny": Architecture(_TINY_TEXT, VICUNA_TEMPLATE, vision=_TINY_VISION),
+    "llava-next-tiny": Architecture(_TINY_TEXT, MISTRAL_TEMPLATE, [[24, 48], [48, 24], [48, 48]], _TINY_VISION),
 }
+"""By name. The tiny ones (4 layers, width 32, 3 × 3 patches) are for tests and dry runs with random weights."""
 
 
 def architecture(name: str | None) -> Architecture:
@@ -115,7 +125,6 @@ def build_processor(arch: Architecture) -> ProcessorMixin:
     return LlavaProcessor(CLIPImageProcessor(**image), **text)
 
 
-@cache
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer for random weights, which have no language anyway: UTF-8 bytes at the ids Llama gives them.
 
@@ -129,9 +138,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     backend.add_special_tokens([AddedToken(token, normalized=False) for token in ("<unk>", "<s>", "</s>")])
     backend.add_special_tokens([AddedToken(token, normalized=False) for token in (IMAGE_TOKEN, PAD_TOKEN)])
-    from tokenizers.processors import TemplateProcessing
-
-    backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token=PAD_TOKEN,
         extra_special_tokens={"image_token": IMAGE_TOKEN},
