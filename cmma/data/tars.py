@@ -1,9 +1,9 @@
 """Samples in webdataset tars: written so that equal samples give equal bytes, and never read in part.
 
 One sample is `key.json` (its truth), `key.txt` (its caption), `key.png` or `key.jpg`, and, where its objects are
-outlined, `key.mask.png`. Tars that img2dataset makes have the same form. A tar is complete if its headers lead without a
-gap to the end-of-archive mark; the tar reader itself takes a damaged header, and a file cut between two members, for the
-end.
+outlined, `key.mask.png`. Tars that img2dataset makes have the same form. A tar is complete if its headers lead without
+a gap to the end-of-archive mark: the tar reader itself takes a damaged header, and a file cut between two members, for
+the end.
 """
 
 from __future__ import annotations

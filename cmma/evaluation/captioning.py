@@ -6,6 +6,7 @@ Plain functions over a list: ranks of a parallel run take disjoint parts of the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 
 import torch
 
@@ -35,19 +36,13 @@ def answer_questions(
         max_questions: stop after so many questions. They are taken round by round (the first of every sample, then the
             second, …), so that few questions still cover many images.
     """
-    rounds = sorted(
-        (turn, index, question)
-        for index, sample in enumerate(samples)
-        for turn, question in enumerate(sample.questions)
-    )[:max_questions]
-    chosen = sorted(rounds, key=lambda entry: entry[1])
-    asked = [samples[index] for _, index, _ in chosen]
-    texts = [question.question for _, _, question in chosen]
-    predictions = _generate(model, asked, texts, batch_size, max_new_tokens, "Answering questions")
-    return [
-        Answered(sample.key, question, text)
-        for sample, (_, _, question), text in zip(asked, chosen, predictions, strict=True)
-    ]
+    questions = [sample.questions for sample in samples]
+    rounds = sorted((turn, index) for index, some in enumerate(questions) for turn in range(len(some)))
+    kept = sorted(rounds[:max_questions], key=itemgetter(1))
+    chosen = [(samples[index], questions[index][turn]) for turn, index in kept]
+    texts = [question.question for _, question in chosen]
+    said = _generate(model, [sample for sample, _ in chosen], texts, batch_size, max_new_tokens, "Answering questions")
+    return [Answered(sample.key, question, text) for (sample, question), text in zip(chosen, said, strict=True)]
 
 
 def _generate(

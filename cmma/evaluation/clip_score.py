@@ -1,8 +1,8 @@
 """CLIPScore and RefCLIPScore (Hessel et al. 2021, arXiv 2104.08718), from embeddings.
 
 The published numbers are those of OpenAI's ViT-B/32 with the prefix below. With another encoder the definition is the
-same and the number is not comparable; reports name the encoder. What torchmetrics calls CLIP score is another scale, another
-default encoder and no prefix: it is `hundred_cosines` here.
+same and the number is not comparable; reports name the encoder. What torchmetrics calls CLIP score is another scale,
+another default encoder and no prefix: it is `hundred_cosines` here.
 """
 
 from __future__ import annotations

@@ -93,7 +93,8 @@ def frechet_distance(first: Moments, second: Moments, name: str) -> Distance:
     value = gaussian_distance(first.mean_D, first.covariance_DD, second.mean_D, second.covariance_DD)
     deficient = min(first.n, second.n) <= d
     if deficient:
-        warn(f"{name}: {min(first.n, second.n)} images for {d} dimensions; the covariance is singular, take more images")
+        fewest = min(first.n, second.n)
+        warn(f"{name}: {fewest} images for {d} dimensions; the covariance is singular, take more images")
     return Distance(name, value, first.n, second.n, d, deficient)
 
 

@@ -1,8 +1,9 @@
 """Answers to short questions: accuracy per kind, and POPE's numbers for yes/no questions.
 
-Yes/no answers are read as POPE's evaluator reads them (Li et al. 2023, arXiv 2305.10355): in the first sentence, without
-commas, one of the words `No`, `no`, `not` makes a "no"; everything else is a "yes", also an answer that says neither.
-Other answers are right if they begin with the expected words; case, articles and punctuation do not count, and "2" is "two".
+Yes/no answers are read as POPE's evaluator reads them (Li et al. 2023, arXiv 2305.10355): in the first sentence,
+without commas, one of the words `No`, `no`, `not` makes a "no"; everything else is a "yes", also an answer that says
+neither. Other answers are right if they begin with the expected words; case, articles and punctuation do not count, and
+"2" is "two".
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from cmma.errors import DataError
 from cmma.evaluation.chair import sum_by_image
 from cmma.statistics.bootstrap import Interval, bootstrap_mean, bootstrap_ratio
 
-_DIGITS = dict(zip("0 1 2 3 4 5 6 7 8 9 10".split(), "zero one two three four five six seven eight nine ten".split(),
-                   strict=True))  # fmt: skip
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_DIGITS = {str(number): word for number, word in enumerate(_NUMBERS)}
 _ARTICLES = ("a", "an", "the")
 
 
@@ -126,7 +127,7 @@ def score_questions(answered: Sequence[Answered], n_resamples: int = 10_000, see
 def score_yes_no(predictions: Sequence[str], answers: Sequence[str]) -> YesNo:
     """POPE's numbers: free-form predictions against "yes"/"no" answers."""
     truths = [answer.strip().lower() for answer in answers]
-    pairs = Counter(zip(map(parse_yes_no, predictions), truths, strict=True))
+    pairs: Counter[tuple[str, str]] = Counter(zip(map(parse_yes_no, predictions), truths, strict=True))
     tp, fp, fn, tn = (pairs[p, t] for p, t in (("yes", "yes"), ("yes", "no"), ("no", "yes"), ("no", "no")))
     n = len(truths)
     if tp + fp + fn + tn != n:

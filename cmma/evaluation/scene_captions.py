@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -30,9 +30,8 @@ from cmma.testbed.scenes import COLORS, SHAPES, SIZES, TEXTURES
 SHAPES_VOCABULARY = make_vocabulary("shapes", {shape: [PLURALS[shape]] for shape in SHAPES})
 """The table for CHAIR in the shapes world: the shape words and their plurals."""
 
-_ATTRIBUTE_OF = {
-    word: attribute for attribute, words in (("color", COLORS), ("size", SIZES), ("texture", TEXTURES)) for word in words
-}
+_WORDS = {"color": COLORS, "size": SIZES, "texture": TEXTURES}
+_ATTRIBUTE_OF = {word: attribute for attribute, words in _WORDS.items() for word in words}
 _PHRASE = re.compile(
     r"\b(?P<attributes>(?:(?:{attributes})[\s,]+)*)(?P<shape>{shapes})\b".format(
         attributes="|".join(_ATTRIBUTE_OF), shapes="|".join(SHAPES_VOCABULARY.node_of)
@@ -100,7 +99,7 @@ def parse_caption(caption: str) -> ParsedCaption:
         stated = {_ATTRIBUTE_OF[word]: word for word in re.findall(r"\w+", match["attributes"])}
         mentions.append(stated | {"shape": SHAPES_VOCABULARY.node_of[match["shape"]]})
     relations = []
-    for index, (first, second) in enumerate(zip(found, found[1:], strict=False)):
+    for index, (first, second) in enumerate(pairwise(found)):
         between = _BETWEEN.fullmatch(text, first.end(), second.start())
         if between:
             relations.append((index, between[1], index + 1))
@@ -151,7 +150,8 @@ def scene_hallucination(
     """Object, attribute and relation hallucination rates of captions; `samples` gives each caption its scene."""
     counts = [score_scene_caption(caption, sample) for caption, sample in zip(captions, samples, strict=True)]
     counts_NF = np.array([list(vars(count).values()) for count in counts]).reshape(len(counts), -1)
-    columns = dict(zip(SceneCounts.__dataclass_fields__, sum_by_image(counts_NF, [s.key for s in samples]).T, strict=True))
+    sums_IF = sum_by_image(counts_NF, [sample.key for sample in samples])
+    columns = dict(zip(SceneCounts.__dataclass_fields__, sums_IF.T, strict=True))
 
     def rate(wrong: str, stated: str) -> Interval:
         return bootstrap_ratio(columns[wrong], columns[stated], n_resamples=n_resamples, seed=seed)

@@ -1,7 +1,7 @@
 """Which words of a caption name which objects: the table behind CHAIR.
 
-A table is a text file, one object per line: the node word, a colon, and every word or phrase that counts as a mention of
-it, plurals included; `#` starts a comment. The node word itself always counts.
+A table is a text file, one object per line: the node word, a colon, and every word or phrase that counts as a mention
+of it, plurals included; `#` starts a comment. The node word itself always counts.
 
     dining table: table, tables, dining tables
 """

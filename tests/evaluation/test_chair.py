@@ -15,7 +15,12 @@ from cmma.evaluation.vocabulary import make_vocabulary, read_vocabulary
 
 KITCHEN = make_vocabulary(
     "kitchen",
-    {"dining table": ["table", "tables"], "dog": ["dogs", "puppy"], "hot dog": ["hot dogs"], "person": ["man", "people"]},
+    {
+        "dining table": ["table", "tables"],
+        "dog": ["dogs", "puppy"],
+        "hot dog": ["hot dogs"],
+        "person": ["man", "people"],
+    },
 )
 
 
@@ -38,8 +43,8 @@ def test_worked_example_with_repeated_mentions():
 
 
 def test_phrases_win_over_the_words_inside_them():
-    nodes = [mention.node for mention in KITCHEN.mentions("Hot dogs on the dining-table? On the dining table, a hot dog")]
-    assert nodes == ["hot dog", "dining table", "hot dog"]
+    mentions = KITCHEN.mentions("Hot dogs on the dining-table? On the dining table, a hot dog")
+    assert [mention.node for mention in mentions] == ["hot dog", "dining table", "hot dog"]
 
 
 def test_shape_words_and_plurals():

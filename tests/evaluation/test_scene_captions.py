@@ -6,12 +6,7 @@ import pytest
 from PIL import Image
 
 from cmma.data.samples import Sample
-from cmma.evaluation.scene_captions import (
-    parse_caption,
-    scene_hallucination,
-    score_scene_caption,
-    visible_shapes,
-)
+from cmma.evaluation.scene_captions import parse_caption, scene_hallucination, score_scene_caption, visible_shapes
 from cmma.testbed.generate import generate_samples
 
 SCENE = Sample(
@@ -67,7 +62,7 @@ def test_denominators_and_described_share():
 
 
 def test_true_captions_of_generated_scenes_hallucinate_nothing():
-    """The captions come from the grammar, which knows nothing of the parser."""
+    """The captions come from the grammar, which shares no code with the parser."""
     samples = list(generate_samples("balanced", 0, 200, seed=3))
     result = scene_hallucination([sample.caption for sample in samples], samples, n_resamples=200)
     assert (result.objects.value, result.attributes.value, result.relations.value) == (0, 0, 0)
