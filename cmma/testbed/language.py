@@ -7,7 +7,7 @@ article and without size and texture ("the red circle") it refers to the only su
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import permutations
 
 from cmma.data.samples import Question
@@ -78,13 +78,20 @@ def all_questions(scene: Scene) -> dict[str, dict[str, list[Question]]]:
     return asked
 
 
-def questions(scene: Scene, rng: random.Random, n: int) -> list[Question]:
-    """`n` distinct questions (fewer if the scene has no more): kind, then group, then question, each uniformly."""
+def questions(
+    scene: Scene, rng: random.Random, n: int, kind_weights: Mapping[str, float] | None = None
+) -> list[Question]:
+    """`n` distinct questions (fewer if the scene has no more): kind, then group, then question.
+
+    Each is chosen uniformly, kinds in proportion to `kind_weights` where given.
+    """
     asked = {kind: list(groups.values()) for kind, groups in all_questions(scene).items() if groups}
     chosen: dict[str, Question] = {}
     available = sum(len(group) for groups in asked.values() for group in groups)
     while len(chosen) < min(n, available):
-        question = rng.choice(rng.choice(asked[rng.choice(list(asked))]))
+        kinds = list(asked)
+        kind = rng.choices(kinds, [kind_weights[k] for k in kinds])[0] if kind_weights else rng.choice(kinds)
+        question = rng.choice(rng.choice(asked[kind]))
         chosen.setdefault(question.question, question)
     return list(chosen.values())
 

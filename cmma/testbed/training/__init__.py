@@ -1,0 +1,1 @@
+"""How the small models of the testbed were made."""
