@@ -49,7 +49,7 @@ def parse_relations(text: str) -> list[RelationMention]:
     return [
         RelationMention(subject, relation, other)
         for subject, relation, other in zip(items, items[1:], items[2:], strict=False)
-        if isinstance(subject, Mention) and isinstance(relation, str) and isinstance(other, Mention)
+        if isinstance(subject, Mention) and relation in RELATIONS and isinstance(other, Mention)
     ]
 
 
