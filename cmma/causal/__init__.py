@@ -4,5 +4,6 @@ Every method is a way to build *runs*: a clean run, a corrupt run, and what is r
 
 - `patching.activation_patch`: the one engine; `tracing.trace` feeds it from a `TraceConfig`.
 - `corruptions`: noise at the image embeddings, semantic image pairs, symmetric token replacement.
-- `interventions.run_intervention`: the paper's Eq. 8-11 and clamping, with controls; `selection.select_features` chooses on what.
+- `selection.select_features` and `interventions.run_intervention` (Eq. 8-11, clamping, controls);
+  `intervening.intervene` feeds them from an `InterventionConfig`.
 """

@@ -12,8 +12,7 @@ from cmma.causal.queries import Query
 from cmma.causal.readout import Readout, batches
 from cmma.console import progress
 from cmma.errors import DataError
-from cmma.hooks.edit import TokenEdit, Where
-from cmma.hooks.splice import splice
+from cmma.hooks import TokenEdit, Where, splice
 from cmma.models.base import Batch, MultimodalModel
 from cmma.sae.architectures.base import SparseAutoencoder
 
@@ -46,9 +45,9 @@ def attribute(
 ) -> Attribution:
     """Effect of ablation ≈ Σ_tokens (0 - a) ⊙ ∂m/∂a, the reconstruction error passed through as a constant.
 
-    As in sparse feature circuits (Marks et al. 2024) and the SAE attribution of `large multimodal models can interpret
-    features` (Zhang et al. 2024). Exact where the readout is linear in the latents; attention saturation and
-    cancellation make it miss features otherwise, so verify what matters by ablation.
+    As in sparse feature circuits (Marks et al. 2024), and in Zhang et al. 2024 (arXiv 2411.14982) for LLaVA. Exact
+    where the readout is linear in the latents; attention saturation and cancellation make it miss features otherwise, so verify
+    what matters by ablation.
 
     Args:
         tokens: whose latents are ablated: `all`, `visual` or `textual`.
@@ -67,7 +66,8 @@ def attribute(
         for batch, some in batches(model, queries, batch_size):
             for step in range(steps):
                 scale = 1.0 if steps == 1 else (step + 0.5) / steps
-                for latents_NK, gradient_NK in _latent_gradients(model, sae, layer, batch, some, readout, tokens, scale):
+                reads = _latent_gradients(model, sae, layer, batch, some, readout, tokens, scale)
+                for latents_NK, gradient_NK in reads:
                     effect_K -= (latents_NK * gradient_NK).sum(dim=0).double().cpu() / steps
                     if step == 0:
                         active_K += (latents_NK > 0).sum(dim=0).double().cpu()

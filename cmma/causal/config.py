@@ -9,6 +9,7 @@ from cmma.errors import ConfigError
 TRACE_METHODS = ("noise", "semantic_pair", "token_replacement")
 ANSWER_READOUTS = ("logit_difference", "log_probability", "probability")
 READOUTS = ("auto", *ANSWER_READOUTS, "cosine")
+SOURCES = ("mean", "aligned")
 INTERVENTIONS = ("ablate", "amplify", "substitute", "combine", "clamp")
 
 
@@ -46,9 +47,9 @@ class TraceConfig:
         window: layers restored together, centred on the row's layer. ROME takes 10 for mlp and attention.
         stream: tower that is patched, `language`, `vision` or `text`; empty = language, or vision in a dual encoder.
         layers: rows of the trace; null = every layer of the stream.
-        image_positions: image patches as groups: `objects` (by mask; whole where there is none), `each`, `whole`, `none`.
-        text_positions: prompt tokens after the image: `each` (counted back from the last), `whole` or `none`. The last
-            token is a group in any case.
+        image_positions: image patches as groups: `objects` (by mask; whole without one), `each`, `whole` or `none`.
+        text_positions: prompt tokens after the image: `each` (counted back from the last), `whole` or `none`. The
+            last token is a group in any case.
         readout: `auto` = probability for noise, logit_difference for pairs, cosine for a dual encoder.
         max_samples: samples (or pairs) used, from the first.
         correct_only: keep the cases that the model answers right before corruption.
@@ -113,14 +114,16 @@ class InterventionConfig:
 
     Attributes:
         kind: `ablate` (Eq. 8), `amplify` (Eq. 9), `substitute` (Eq. 10), `combine` (Eq. 11) or `clamp` (to a value).
-        strength: amplify: the factor α; combine: the weight β of the sample's own activation; clamp: the value. Ablation
-            and substitution have none.
+        strength: amplify: the factor α; combine: the weight β of the sample's own activation; clamp: the value.
+            Ablation and substitution have none.
         strengths: values of `strength` for a dose-response curve; empty = no curve.
         split: split of the data set that the features are selected and the effect is measured on, on disjoint samples.
         features: features chosen by hand; null = the first `n_features` of the selection.
         n_features: how many of the selected features are intervened on together.
         tokens: whose activations change: `all`, `visual` or `textual`.
         phase: when, during generation: `all`, `prefill` (the prompt) or `decode` (the new tokens).
+        source: substitute and combine take the other sample's activations as their `mean` over its tokens, one value
+            per feature, or `aligned` position by position (samples whose tokens correspond, such as image pairs).
         keep_error: pass the dictionary's reconstruction error through: h' = h + decode(a') - decode(a).
         readout: `auto` = log_probability of the right answer, cosine for a dual encoder.
         n_controls: draws of random features (matched in density) and of random directions (equal in norm).
@@ -140,6 +143,7 @@ class InterventionConfig:
     n_features: int = 8
     tokens: str = "all"
     phase: str = "all"
+    source: str = "mean"
     keep_error: bool = True
     readout: str = "auto"
     n_controls: int = 8
@@ -154,6 +158,7 @@ class InterventionConfig:
         _choice("intervention.kind", self.kind, INTERVENTIONS)
         _choice("intervention.tokens", self.tokens, ("all", "visual", "textual"))
         _choice("intervention.phase", self.phase, ("all", "prefill", "decode"))
+        _choice("intervention.source", self.source, SOURCES)
         _choice("intervention.readout", self.readout, READOUTS)
         for name in ("n_features", "n_controls", "max_samples", "batch_size", "max_new_tokens"):
             _positive(f"intervention.{name}", getattr(self, name))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cmma.errors import DataError
-from cmma.hooks.edit import TokenEdit, Where
+from cmma.hooks import TokenEdit, Where
 
 NEAREST = 16
 """Live features nearest in log density, from which a control feature is drawn."""

@@ -13,8 +13,7 @@ from cmma.causal.config import NoiseConfig
 from cmma.causal.patching import Run
 from cmma.causal.queries import Contrast, Query
 from cmma.errors import DataError
-from cmma.hooks.edit import TokenEdit, Where
-from cmma.hooks.trace import Trace
+from cmma.hooks import TokenEdit, Trace, Where
 from cmma.models.base import MultimodalModel
 
 
@@ -33,13 +32,15 @@ def noise_site(model: MultimodalModel, config: NoiseConfig) -> str:
 
 @torch.no_grad()
 def embedding_std(model: MultimodalModel, runs: Sequence[Run], site: str) -> float:
-    """σ: standard deviation of all entries of the embeddings at `site` over the runs, in float64 (ROME takes the same)."""
+    """σ: standard deviation of all entries of the embeddings at `site` over the runs, in float64 (as ROME's)."""
     count, total, squares = 0, 0.0, 0.0
     for run in runs:
         with Trace(model, [site]) as acts:
             model(**run.batch)
         values = acts[site].double()
-        count, total, squares = count + values.numel(), total + float(values.sum()), squares + float(values.square().sum())
+        count += values.numel()
+        total += float(values.sum())
+        squares += float(values.square().sum())
     if not count:
         raise DataError(f"σ of the embeddings at {site} needs at least one sample")
     return math.sqrt(max(0.0, squares / count - (total / count) ** 2))
@@ -88,8 +89,8 @@ def contrast_runs(model: MultimodalModel, contrast: Contrast) -> tuple[Run, Run]
     ends = [None if run.batch.prompt_end is None else run.batch.prompt_end.tolist() for run in (clean, corrupt)]
     if lengths[0] != lengths[1] or ends[0] != ends[1]:
         raise DataError(
-            f"sample {contrast.clean.key!r}: {contrast.clean.text!r} and {contrast.corrupt.text!r} differ in their number of "
-            "tokens (or their images in size); a pair must agree in both"
+            f"sample {contrast.clean.key!r}: {contrast.clean.text!r} and {contrast.corrupt.text!r} differ in their "
+            "number of tokens (or their images in size); a pair must agree in both"
         )
     return clean, corrupt
 

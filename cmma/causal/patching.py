@@ -1,4 +1,4 @@
-"""The one engine of causal tracing: restore clean activations in a corrupt run, cell by cell, many cells per forward."""
+"""The one engine of causal tracing: restore clean activations in a corrupt run, many cells per forward pass."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from cmma.causal.result import PatchResult
 from cmma.cmig.resume import inputs_above, resumed
 from cmma.console import progress, warn
 from cmma.errors import DataError
-from cmma.hooks.edit import Edit, TokenEdit, Where
-from cmma.hooks.trace import Trace
+from cmma.hooks import Edit, TokenEdit, Trace, Where
 from cmma.models.base import Batch, MultimodalModel
 
 AGREE = 1e-4
@@ -93,7 +92,7 @@ def activation_patch(
     groups = tuple(dict.fromkeys(name for each in positions for name in each))
     correct_C = np.ones(len(clean), dtype=bool) if correct is None else np.asarray(correct, dtype=bool)
     if not len(clean) or (correct_only and not correct_C.any()):
-        raise DataError(f"no case to patch: {len(clean)} cases, {int(correct_C.sum())} of them answered right when clean")
+        raise DataError(f"no case to patch: {len(clean)} cases, {int(correct_C.sum())} answered right when clean")
 
     score_CRG = np.full((len(clean), len(rows), len(groups)), np.nan)
     low_C, high_C = np.full(len(clean), np.nan), np.full(len(clean), np.nan)
@@ -165,7 +164,7 @@ def _resuming_is_exact(
     for site in (sites[0], sites[-1]):
         score = _resumed_scores(model, corrupt, [_Cell(0, 0, (site,), nothing)], corrupt_acts, corrupt_acts, readout)
         if abs(float(score) - low) > AGREE * max(1.0, abs(low)):
-            warn(f"{model.spec.name}: passes that resume at {site} do not reproduce the whole run; running whole passes")
+            warn(f"{model.spec.name}: passes that resume at {site} do not reproduce whole ones, which are run instead")
             return False
     return True
 
@@ -223,11 +222,13 @@ def _named(sites: Mapping[str, Sequence[str]] | Sequence[str]) -> Mapping[str, S
     return sites if isinstance(sites, Mapping) else {site: (site,) for site in sites}
 
 
-def _check_aligned(clean: Run, corrupt: Run, clean_acts: Mapping[str, Tensor], corrupt_acts: Mapping[str, Tensor]) -> None:
+def _check_aligned(
+    clean: Run, corrupt: Run, clean_acts: Mapping[str, Tensor], corrupt_acts: Mapping[str, Tensor]
+) -> None:
     for site, acts_SD in clean_acts.items():
         if acts_SD.shape != corrupt_acts[site].shape:
             raise DataError(
-                f"sample {clean.query.key!r}: the clean run has {acts_SD.shape[0]} positions at {site} and the corrupt run "
+                f"sample {clean.query.key!r}: {site} has {acts_SD.shape[0]} positions in the clean run, in the corrupt run "
                 f"{corrupt_acts[site].shape[0]} ({clean.query.text!r} against {corrupt.query.text!r}); "
                 "patching needs pairs of equal length"
             )

@@ -35,7 +35,7 @@ def position_groups(
     """
     allowed = ("language",) if model.kind == "generative" else ("vision", "text")
     if stream not in allowed:
-        raise ConfigError(f"{model.spec.name} is a {model.kind}: trace.stream={stream} is not one of {', '.join(allowed)}")
+        raise ConfigError(f"trace.stream={stream}: {model.spec.name} has position groups in {', '.join(allowed)}")
     groups: dict[str, Tensor] = {}
     if stream != "text" and image != "none":
         patches_P = model.image_positions(clean.batch)[0].cpu()
@@ -77,7 +77,7 @@ def patch_groups(clean: Sample, corrupt: Sample, grid: tuple[int, int], how: str
     """
     rows, columns = grid
     if how == "each":
-        return {f"patch {row},{column}": np.array([row * columns + column]) for row in range(rows) for column in range(columns)}
+        return {f"patch {index // columns},{index % columns}": np.array([index]) for index in range(rows * columns)}
     if how == "whole" or clean.mask is None or corrupt.mask is None:
         return {"image": np.arange(rows * columns)}
 

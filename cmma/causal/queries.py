@@ -45,7 +45,9 @@ class Contrast:
     corrupt: Query
 
 
-def question_queries(samples: Iterable[Sample], kinds: Sequence[str] = (), per_sample: int | None = None) -> list[Query]:
+def question_queries(
+    samples: Iterable[Sample], kinds: Sequence[str] = (), per_sample: int | None = None
+) -> list[Query]:
     """The samples' questions, in their order.
 
     Args:
@@ -114,7 +116,8 @@ def assert_disjoint(selection: Sequence[Query], effect: Sequence[Query]) -> None
     Raises:
         DataError: naming a few of the images that are on both sides.
     """
-    shared = set().union(*(query.identities for query in selection)) & set().union(*(query.identities for query in effect))
+    chosen, measured = (set().union(*(query.identities for query in queries)) for queries in (selection, effect))
+    shared = chosen & measured
     if shared:
         names = ", ".join(sorted(shared)[:3])
         raise DataError(
@@ -125,5 +128,5 @@ def assert_disjoint(selection: Sequence[Query], effect: Sequence[Query]) -> None
 
 def _some(contrasts: list[Contrast], method: str, needed: str) -> list[Contrast]:
     if not contrasts:
-        raise DataError(f"trace={method} needs {needed}; this data set has none (take a split of pairs, or trace=noise)")
+        raise DataError(f"trace={method} needs {needed}; there are none (take a split of pairs, or trace=noise)")
     return contrasts

@@ -17,7 +17,6 @@ from cmma.causal.queries import Query
 from cmma.errors import ConfigError, DataError
 from cmma.models.base import Batch, MultimodalModel
 
-
 TIE = 1e-6
 """Cosines that are this close are equal: the same text, in another place of the batch."""
 
@@ -84,13 +83,13 @@ class AnswerReadout(Readout):
         answers, others = [], []
         for query in queries:
             if not query.other:
-                raise DataError(f"sample {query.key!r}: logit_difference needs a second answer to hold against {query.answer!r}")
+                raise DataError(f"sample {query.key!r}: logit_difference needs a second answer beside {query.answer!r}")
             answers.append(self.model.answer_ids(query.answer)[0])
             others.append(self.model.answer_ids(query.other)[0])
             if answers[-1] == others[-1]:
                 raise DataError(
-                    f"sample {query.key!r}: the answers {query.answer!r} and {query.other!r} begin with the same token, so "
-                    "their logit difference is always 0; take log_probability"
+                    f"sample {query.key!r}: {query.answer!r} and {query.other!r} begin with the same token, so their "
+                    "logit difference is always 0; take log_probability"
                 )
         return torch.tensor(answers), torch.tensor(others)
 
@@ -119,7 +118,8 @@ def make_readout(model: MultimodalModel, name: str, default: str) -> Readout:
         name = "cosine" if model.kind == "dual_encoder" else default
     if (name == "cosine") != (model.kind == "dual_encoder"):
         valid = "cosine" if model.kind == "dual_encoder" else ", ".join(ANSWER_READOUTS)
-        raise ConfigError(f"readout={name} does not fit {model.spec.name}, a {model.kind.replace('_', ' ')}; valid: {valid}")
+        kind = model.kind.replace("_", " ")
+        raise ConfigError(f"readout={name} does not fit {model.spec.name}, a {kind}; valid: {valid}")
     return CosineReadout(model) if name == "cosine" else AnswerReadout(model, name)
 
 

@@ -90,7 +90,7 @@ class PatchResult:
                 recovery_R = effect.value / present_span_N.mean() if present_N.any() else effect.value
                 linear_NR = recovery_R + (effect_NR - recovery_R * present_span_N[:, None]) / present_span_N.mean()
             defined = present_N.any() and np.isfinite(linear_NR).all()
-            recovery = bootstrap_columns(linear_NR if defined else np.full_like(effect_NR, np.nan)[:0], n_resamples, seed)
+            recovery = bootstrap_columns(linear_NR if defined else linear_NR[:0], n_resamples, seed)
             p_R = sign_flip_p(effect_NR, n_permutations, seed) if present_N.any() else np.full(len(self.rows), np.nan)
             columns = {
                 "row": self.rows, "group": group, "n": int(present_N.sum()),

@@ -87,7 +87,7 @@ def trace_rows(model: MultimodalModel, stream: str, config: TraceConfig) -> dict
         raise ConfigError(f"{model.spec.name} has no sites {stream}.layers.*.{port} (trace.stream, trace.module)")
     layers = range(depth) if config.layers is None else config.layers
     if wrong := [layer for layer in layers if not 0 <= layer < depth]:
-        raise ConfigError(f"trace.layers holds {wrong[0]}; the {stream} stream of {model.spec.name} has layers 0 to {depth - 1}")
+        raise ConfigError(f"trace.layers holds {wrong[0]}; {stream} layers of {model.spec.name} are 0 to {depth - 1}")
     sites = [f"{stream}.layers.{layer}.{port}" for layer in range(depth)]
     return {sites[layer]: tuple(sites[slice(*window(layer, config.window, depth))]) for layer in layers}
 
