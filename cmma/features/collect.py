@@ -20,6 +20,8 @@ from cmma.features.specialisation import DEAD, ActivationSums, specialise
 from cmma.models.base import MultimodalModel
 from cmma.sae.architectures.base import SparseAutoencoder
 
+_SAMPLES_AT_ONCE = 64  # offered to the example collector together: it sorts once per offer
+
 
 @dataclass(frozen=True, eq=False)
 class FeatureData:
@@ -50,22 +52,29 @@ def collect(
     Args:
         samples: held out from the dictionary's training.
         n_examples: strongest samples kept per latent.
-        text: as in `encode_samples`. floor: activations at or below it count as zero.
+        text: as in `encode_samples`.
+        floor: activations at or below it count as zero (an L1 code leaks small values everywhere).
         seed: of the random draws of examples.
     """
     n, n_latents = len(samples), sae.n_latents
     data = FeatureData(
-        layer, tuple(sample.key for sample in samples), ActivationSums(n, n_latents, floor),
+        layer, tuple(sample.key for sample in samples), ActivationSums(n, n_latents),
         ExampleCollector(n_latents, n_top=n_examples, seed=seed), LogHistogram(n_latents),
     )
+    strongest: list[tuple[Tensor, Tensor]] = []
     with progress(f"Reading features of layer {layer}", total=n) as bar:
         for found in encode_samples(model, sae, layer, samples, batch_size, text):
             sample_T = torch.full_like(found.position_T, found.index)
             latents_TK = torch.where(found.latents_TK > floor, found.latents_TK, 0)
             data.sums.add(latents_TK, found.modality_T, sample_T)
             data.histogram.add(latents_TK, found.modality_T)
-            strongest_K, token_K = latents_TK.max(0)
-            data.examples.add(strongest_K[None], found.position_T[token_K][None], sample_T[:1])
+            score_K, token_K = latents_TK.max(0)
+            strongest.append((score_K, found.position_T[token_K]))
+            if len(strongest) == _SAMPLES_AT_ONCE or found.index == n - 1:
+                scores_BK, positions_BK = (torch.stack(part) for part in zip(*strongest, strict=True))
+                first = found.index + 1 - len(strongest)
+                data.examples.add(scores_BK, positions_BK, torch.arange(first, found.index + 1))
+                strongest.clear()
             bar.advance()
     return data
 

@@ -41,6 +41,7 @@ class EncodedSample(NamedTuple):
     tokens: list[str]
 
 
+@torch.no_grad()
 def encode_samples(
     model: MultimodalModel, sae: SparseAutoencoder, layer: int, samples: Sequence[Sample], batch_size: int = 32,
     text: str = "caption",
@@ -54,28 +55,27 @@ def encode_samples(
     sites = [entry.site for entry in model.record_sites(layer)]
     for start in range(0, len(samples), batch_size):
         part = samples[start:start + batch_size]
-        with torch.no_grad():
-            texts = texts_of(part, text, model.spec.prompt) if model.kind == "generative" else (None, None)
-            batch = model.collate(part, *texts)
-            with Trace(model, sites, stop=True) as acts:
-                model(**batch)
-            records = model.records(acts, batch, layer)
-            context = model.context(acts, batch, layer, _CONTEXT) if sae.attention is not None else None
-            grid, patches_BP = model.image_grid(batch), model.image_positions(batch).cpu()
-            ids_BS = batch["input_ids" if "input_ids" in batch else "text"].cpu()
-            for row in range(len(part)):
-                modality_S = records.modality[row]
-                kept_S = (modality_S == Modality.VISUAL) | (modality_S == Modality.TEXTUAL)
-                modality_T, position_T = modality_S[kept_S], records.position[row][kept_S]
-                other_TCD = None if context is None else context[row][1 - modality_T.long()]
-                latents_TK = sae.encode(records.vectors[row][kept_S].float(), modality_T, other_TCD).cpu()
-                modality_T, position_T = modality_T.cpu(), position_T.cpu()
-                words_W = (modality_T == Modality.TEXTUAL).nonzero()[:, 0]
-                yield EncodedSample(
-                    start + row, latents_TK, modality_T, position_T, grid,
-                    _rows_of(patches_BP[row], modality_T, position_T), words_W,
-                    token_texts(model.tokenizer, ids_BS[row, position_T[words_W]].tolist()),
-                )
+        texts = texts_of(part, text, model.spec.prompt) if model.kind == "generative" else (None, None)
+        batch = model.collate(part, *texts)
+        with Trace(model, sites, stop=True) as acts:
+            model(**batch)
+        records = model.records(acts, batch, layer)
+        context = model.context(acts, batch, layer, _CONTEXT) if sae.attention is not None else None
+        grid, patches_BP = model.image_grid(batch), model.image_positions(batch).cpu()
+        ids_BS = batch["input_ids" if "input_ids" in batch else "text"].cpu()
+        for row in range(len(part)):
+            modality_S = records.modality[row]
+            kept_S = (modality_S == Modality.VISUAL) | (modality_S == Modality.TEXTUAL)
+            modality_T, position_T = modality_S[kept_S], records.position[row][kept_S]
+            other_TCD = None if context is None else context[row][1 - modality_T.long()]
+            latents_TK = sae.encode(records.vectors[row][kept_S].float(), modality_T, other_TCD).cpu()
+            modality_T, position_T = modality_T.cpu(), position_T.cpu()
+            words_W = (modality_T == Modality.TEXTUAL).nonzero()[:, 0]
+            yield EncodedSample(
+                start + row, latents_TK, modality_T, position_T, grid,
+                _rows_of(patches_BP[row], modality_T, position_T), words_W,
+                token_texts(model.tokenizer, ids_BS[row, position_T[words_W]].tolist()),
+            )
 
 
 def _rows_of(patches_P: Tensor, modality_T: Tensor, position_T: Tensor) -> Tensor | None:

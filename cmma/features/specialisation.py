@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from cmma.errors import DataError
 from cmma.modality import Modality
 
 CLASSES = ("visual", "textual", "cross_modal", "mixed")
@@ -29,12 +30,10 @@ class ActivationSums:
         sums_NMK: sum of activations over the sample's tokens of that modality.
         maxima_NMK: largest activation, 0 where the sample has no such token.
         tokens_NM: number of tokens.
-        active_MK: number of tokens on which the latent is above the floor, over all samples.
+        active_MK: number of tokens on which the latent is active, over all samples.
     """
 
-    def __init__(self, n_samples: int, n_latents: int, floor: float = 0.0) -> None:
-        """`floor`: activations at or below it count as zero (an L1 code leaks small values everywhere)."""
-        self.floor = floor
+    def __init__(self, n_samples: int, n_latents: int) -> None:
         self.sums_NMK = torch.zeros(n_samples, 2, n_latents)
         self.maxima_NMK = torch.zeros(n_samples, 2, n_latents)
         self.tokens_NM = torch.zeros(n_samples, 2, dtype=torch.int64)
@@ -42,7 +41,7 @@ class ActivationSums:
 
     def add(self, latents_TK: Tensor, modality_T: Tensor, sample_T: Tensor) -> None:
         """Add tokens in any order. Tokens that are neither visual nor textual (dropped, joint views) are left out."""
-        latents_TK = torch.where(latents_TK > self.floor, latents_TK, 0).float().cpu()
+        latents_TK = latents_TK.float().cpu()
         for row, modality in enumerate(MODALITIES):
             of_T = (modality_T == int(modality)).cpu()
             if not of_T.any():
@@ -116,7 +115,8 @@ def specialise(
         resamples in which the feature is never active are left out (their selectivity is 0/0).
     """
     if len(sums.tokens_NM) < 2 or (sums.tokens_NM.sum(0) == 0).any():
-        raise ValueError("selectivity needs at least two samples and tokens of both modalities")
+        raise DataError("selectivities need at least two samples and tokens of both modalities; "
+                        f"there are {len(sums.tokens_NM)} samples with {sums.tokens_NM.sum(0).tolist()} tokens")
     tail = (1 - level) / 2
     sums_NMK, tokens_NM = sums.sums_NMK.numpy(), sums.tokens_NM.numpy().astype(np.float64)
     point = selectivities(sums_NMK.sum(0, dtype=np.float64), tokens_NM.sum(0), weights)

@@ -71,14 +71,14 @@ def specialisation(inputs: ReportInputs) -> Table:
 
 
 def evaluation(inputs: ReportInputs) -> Table:
-    """One row per condition, one column per metric."""
+    """One row per metric, one column per condition."""
     command = inputs.commands.get("evaluate", "")
     metrics = list(dict.fromkeys(name for cells in inputs.evaluation.values() for name in cells))
     if not metrics:
-        return Table("evaluation", "Evaluation", ("condition", "metrics"), (Row("all", (missing(command),)),))
-    rows = [Row(condition, tuple(cells.get(name, missing(command)) for name in metrics))
-            for condition, cells in inputs.evaluation.items()]
-    return Table("evaluation", "Evaluation", ("condition", *metrics), tuple(rows))
+        return Table("evaluation", "Evaluation", ("metric", "this run"), (Row("all", (missing(command),)),))
+    rows = [Row(name, tuple(cells.get(name, missing(command)) for cells in inputs.evaluation.values()))
+            for name in metrics]
+    return Table("evaluation", "Evaluation", ("metric", *inputs.evaluation), tuple(rows))
 
 
 def causal_trace(inputs: ReportInputs) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ class FeatureIndex:
         return cls(rows, _grouped(inputs.examples), _grouped(inputs.logits), _grouped(inputs.effects),
                    _grouped(partners))
 
-    @property
+    @cached_property
     def pages(self) -> list[tuple[int, int]]:
         """Features that have examples to show, in order."""
         return sorted(set(self.examples) & set(self.rows))

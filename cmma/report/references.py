@@ -15,11 +15,11 @@ UNSAID = "kind not stated"
 
 
 def _percent(value: float, error: float | None = None, kind: str = UNSAID, **bounds: float) -> Cell:
-    return Cell(value, error=error, kind=kind, unit="%", digits=1, **bounds)
+    return Cell(value, error=error, kind=kind if error is not None else "", unit="%", digits=1, **bounds)
 
 
 def _number(value: float, error: float | None = None, digits: int = 2, kind: str = UNSAID) -> Cell:
-    return Cell(value, error=error, digits=digits, kind=kind)
+    return Cell(value, error=error, digits=digits, kind=kind if error is not None else "")
 
 
 CLASSES = ("visual", "textual", "cross_modal", "mixed")

@@ -32,7 +32,7 @@ class Cell:
         value: a number, a text, or None for *not measured*.
         low, high: interval bounds in the unit of `value`.
         error: half-width printed behind ±; used when the bounds are not known.
-        kind: what the interval or the ± is ("95% CI", "SE", "SD over 5 seeds", ...).
+        kind: what the interval or the ± is ("95% CI", "SE", "SD over 5 seeds", ...), or why there is none.
         n: number of independent units (images, seeds, pairs).
         unit: printed behind the number ("%" or "").
         digits: decimals to print.
@@ -71,8 +71,8 @@ class Cell:
         return f"± {_number(self.error, self.digits)}" if self.error is not None and not math.isnan(self.error) else ""
 
     def remark(self) -> str:
-        """What the interval is and what it rests on: "95% CI, n = 300"."""
-        parts = [self.kind if self.spread() else "", f"n = {self.n:,}" if self.n is not None else ""]
+        """What the interval is (or another word on the value) and what it rests on: "95% CI, n = 300"."""
+        parts = [self.kind, f"n = {self.n:,}" if self.n is not None else ""]
         return ", ".join(part for part in parts if part) if self.measured else ""
 
     def text(self) -> str:
