@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, Literal
 
 import open_clip
@@ -43,23 +44,27 @@ TINY = {
     "text_cfg": {"context_length": 24, "vocab_size": 49_408, "width": 24, "heads": 2, "layers": 2},
 }
 """Architecture "clip-tiny", for tests and dry runs with random weights; towers of unequal width and depth."""
-PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+PRECISIONS = {"float32": "fp32", "bfloat16": "pure_bf16", "float16": "pure_fp16"}
 
 
 def load(spec: ModelSpec, device: str = "cpu", dtype: str = "float32") -> ClipModel:
     """Load a CLIP from the hub, a folder with `open_clip_config.json`, or at random (see `cmma.models.load_model`)."""
     torch_dtype(dtype)
-    sizes: dict[str, Any] = {}
+    options = {"precision": PRECISIONS[dtype], "force_custom_text": True, "load_weights": False}
+    weights = None
     if spec.weights == "random" and spec.architecture == "clip-tiny":
-        name, sizes = "ViT-B-32-quickgelu", deepcopy(TINY)
+        name, options = "ViT-B-32-quickgelu", options | deepcopy(TINY)
     elif spec.weights == "random":
         name = _known_architecture(spec)
     else:
-        name = f"local-dir:{weights_folder(spec, _repository(spec), HUB_FILES)}"
+        folder = weights_folder(spec, _repository(spec), HUB_FILES)
+        name, weights = f"local-dir:{folder}", _weights_file(folder)
     try:
         with quiet_logging(), seeded(spec.seed):
-            module = open_clip.create_model(name, precision=PRECISIONS[dtype], force_custom_text=True, **sizes)
+            module = open_clip.create_model(name, **options)
             tokenizer = open_clip.get_tokenizer(name, context_length=module.context_length)
+        if weights is not None:
+            open_clip.load_checkpoint(module, str(weights))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"{spec.name}: {name} cannot be loaded as a CLIP: {reason}") from error
@@ -185,6 +190,11 @@ def _known_architecture(spec: ModelSpec) -> str:
             "for example ViT-B-32-quickgelu (see open_clip.list_models())"
         )
     return spec.architecture
+
+
+def _weights_file(folder: Path) -> Path:
+    """The whole model's safetensors file; hub folders may hold the image tower alone beside it."""
+    return next(iter(sorted(folder.glob("open_clip*.safetensors")) or sorted(folder.glob("*.safetensors"))))
 
 
 def _repository(spec: ModelSpec) -> str:

@@ -97,7 +97,7 @@ def _download(spec: ModelSpec, repository: str, patterns: Sequence[str]) -> Path
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
-            f"{spec.name}: cannot get {repository} (revision {spec.revision or 'default'}) from the hub: {reason} "
+            f"{spec.name}: cannot get {repository} (revision {spec.revision or 'default'}) from the hub: {reason.rstrip('.')}. "
             "Check the network, the id and access rights; or download it elsewhere and set model.weights=path "
             "model.source=FOLDER; or model.weights=random"
         ) from error

@@ -130,6 +130,16 @@ def test_similarity_is_the_cosine_matrix(tiny):
     torch.testing.assert_close(tiny.similarity(batch), expected)
 
 
+@torch.no_grad()
+def test_half_precision_agrees_to_its_rounding(tiny):
+    """bfloat16 has 8 significant bits."""
+    half = load_model(spec(), dtype="bfloat16")
+    batch = half.collate(SAMPLES)
+    assert {half.dtype, batch["image"].dtype} == {torch.bfloat16}
+    exact = tiny.similarity(tiny.collate(SAMPLES))
+    torch.testing.assert_close(half.similarity(batch).float(), exact, atol=0.03, rtol=0)
+
+
 def test_a_dual_encoder_does_not_generate(tiny):
     with pytest.raises(CmmaError, match="cannot generate"):
         tiny.generate(tiny.collate(SAMPLES), 3)

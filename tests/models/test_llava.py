@@ -92,6 +92,13 @@ def test_padding_on_either_side_does_not_change_the_answer(tiny):
 
 
 @torch.no_grad()
+def test_both_attention_implementations_agree(tiny):
+    eager = load_model(spec("llava-tiny", attention="eager"))
+    batch = tiny.collate(SAMPLES, QUESTIONS)
+    torch.testing.assert_close(eager.prompt_logits(batch), tiny.prompt_logits(batch), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
 def test_prompt_logits_are_those_of_the_whole_pass(tiny):
     batch = tiny.collate(SAMPLES, QUESTIONS)
     whole = tiny(**batch).logits[torch.arange(3), batch.prompt_end]
