@@ -73,7 +73,7 @@ class SAEConfig:
         if self.arch == "topk" and self.k > self.n_latents:
             raise ConfigError(f"sae.k={self.k} is larger than sae.n_latents={self.n_latents}; lower sae.k")
         if self.adaptive_sparsity and self.arch == "topk":
-            raise ConfigError("sae.adaptive_sparsity=true does nothing for sae.arch=topk, whose L0 is sae.k; switch it off")
+            raise ConfigError("sae.adaptive_sparsity=true does nothing for sae.arch=topk, whose L0 is sae.k; drop it")
         if self.adaptive_sparsity and self.lambda1 == 0:
             raise ConfigError("sae.adaptive_sparsity=true needs sae.lambda1 > 0: the controller multiplies it")
 

@@ -78,5 +78,5 @@ def _half(sae: SparseAutoencoder, acts_NW: Tensor, modality_N: Tensor) -> slice:
         if width == block and len(blocks) > 1 and bool((modality_N == modality).all()):
             return slice(start, start + block)
         start += block
-    raise DataError(f"a dictionary over records of widths {blocks} cannot edit activations of width {width} and modality "
-                    f"{modality_N.unique().tolist()}")
+    raise DataError(f"a dictionary over records of widths {blocks} cannot edit activations of width {width} and "
+                    f"modality {modality_N.unique().tolist()}")

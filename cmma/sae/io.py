@@ -71,7 +71,7 @@ def _checked(description: Any, path: Path) -> dict[str, Any]:
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ArtifactError(f"{path} does not describe a cmma dictionary: its format is not {FORMAT}")
     if description.get("schema") != SCHEMA:
-        raise ArtifactError(f"{path} has schema {description.get('schema')}; this version of cmma reads schema {SCHEMA}")
+        raise ArtifactError(f"{path} has schema {description.get('schema')}; this version of cmma reads {SCHEMA}")
     _same_names(description, expected, path)
     for key, kind in expected.items():
         if not isinstance(description[key], kind):

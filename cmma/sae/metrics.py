@@ -17,7 +17,7 @@ from cmma.sae.standardiser import N_MODALITIES, modality_one_hot
 def gini(latents_BK: Tensor) -> Tensor:
     """Gini coefficient of each record's latents, [B]: 0 if all are equal, 1 − 1/K if one alone is active.
 
-    Hurley & Rickard 2009: 1 − 2 Σ_i (a_(i) / ‖a‖₁) (K − i + ½) / K over the ascending order. A silent record counts as 0.
+    Hurley & Rickard 2009: 1 − 2 Σ_i (a_(i) / ‖a‖₁) (K − i + ½) / K over the ascending order; 0 for a silent record.
     """
     n_latents = latents_BK.shape[1]
     most = max(1, int((latents_BK > 0).sum(1).max()))  # zeros sort first and contribute nothing
@@ -118,7 +118,7 @@ def measure(sae: SparseAutoencoder, batches: Iterable[RecordBatch]) -> SAEMetric
 
 
 def evaluate_sae(sae: SparseAutoencoder, batches: Iterable[RecordBatch]) -> dict[str, float]:
-    """Metrics of a dictionary on some records, usually `reader.held_out(batch_size)`; keys as in `SAEMetrics.summary`."""
+    """Metrics of a dictionary on some records, usually `reader.held_out(batch_size)`; keys: `SAEMetrics.summary`."""
     return measure(sae, batches).summary()
 
 

@@ -39,8 +39,8 @@ class Standardiser(nn.Module):
         super().__init__()
         self.blocks = tuple(blocks)
         if mean_MD.shape != (N_MODALITIES, sum(blocks)) or scale_MD.shape != mean_MD.shape:
-            raise DataError(f"standardiser: mean {tuple(mean_MD.shape)} and scale {tuple(scale_MD.shape)} should both be "
-                            f"{(N_MODALITIES, sum(blocks))}")
+            raise DataError(f"standardiser: mean {tuple(mean_MD.shape)} and scale {tuple(scale_MD.shape)} should both "
+                            f"be {(N_MODALITIES, sum(blocks))}")
         self.register_buffer("mean_MD", mean_MD.float())
         self.register_buffer("scale_MD", scale_MD.float())
 

@@ -91,7 +91,7 @@ class SparseAutoencoder(nn.Module, ABC):
         return self.W_dec.detach()
 
     def edit(self, **changes: Any) -> Any:
-        """A `cmma.hooks.TokenEdit` that changes latents inside a running model; arguments as `cmma.sae.edit.token_edit`."""
+        """A `cmma.hooks.TokenEdit` that changes latents inside a running model; see `cmma.sae.edit.token_edit`."""
         from cmma.sae.edit import token_edit
 
         return token_edit(self, **changes)

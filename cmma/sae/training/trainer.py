@@ -212,7 +212,8 @@ def train(
             if trainer.step % config.log_every == 0 or last:
                 rate = (trainer.step - start_step) * config.batch / (time.perf_counter() - started)
                 metrics = _step_metrics(trainer, losses, reader.n_records) | {"records_per_second": rate}
-                bar.note(f"error {metrics['squared_error']:.3g}  L0 {metrics['l0_visual']:.0f}|{metrics['l0_textual']:.0f}")
+                bar.note(f"error {metrics['squared_error']:.3g}  L0 {metrics['l0_visual']:.0f} visual "
+                         f"{metrics['l0_textual']:.0f} textual")
                 if rank == 0:
                     log(metrics)
             if trainer.step % config.evaluate_every == 0 or last:
@@ -243,7 +244,7 @@ def held_out_metrics(
 def _step_metrics(trainer: Trainer, losses: Losses, n_records: int) -> dict[str, Any]:
     terms = {name: float(value) for name, value in losses.terms.items()}
     if not all(math.isfinite(value) for value in terms.values()):
-        raise DataError(f"the loss is not finite at step {trainer.step}: lower optim.lr, or look for broken activations "
+        raise DataError(f"the loss is not finite at step {trainer.step}: lower optim.lr, or look for broken records "
                         "with `cmma verify`")
     metrics: dict[str, Any] = {
         "step": trainer.step, "epoch": trainer.step * trainer.config.batch / n_records,
