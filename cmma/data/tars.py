@@ -85,7 +85,7 @@ def read_tars(paths: Sequence[Path], start: int = 0, stop: int | None = None) ->
             return
         count = len(_index(path))
         if offset + count > start:
-            for position, record in enumerate(_records(path), start=offset):
+            for position, record in enumerate(_records(path, count), start=offset):
                 if start <= position and (stop is None or position < stop):
                     yield _sample(record, path)
         offset += count
@@ -150,7 +150,7 @@ def _foreign_samples(
 ) -> Iterator[FileSample | Skipped]:
     make_key = KeyMaker()
     for path in paths:
-        for record in _records(path):
+        for record in _records(path, len(_index(path))):
             try:
                 sample = _sample(record, path, max_side)
             except DataError as error:
@@ -218,14 +218,13 @@ def _mask(data: bytes, where: str) -> np.ndarray:
         raise DataError(f"{where}: the mask cannot be decoded ({error})") from error
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """The tar's samples as webdataset groups them: `__key__`, and file ending → bytes.
+def _records(path: Path, expected: int) -> Iterator[dict[str, Any]]:
+    """The `expected` samples of a whole tar as webdataset groups them: `__key__`, and file ending → bytes.
 
     webdataset is handed the open file: as a URL, a path with a colon could start a program (`pipe:`) or a download.
     """
     from webdataset.tariterators import group_by_keys, tar_file_expander  # imports torch
 
-    expected = len(_index(path))
     seen = 0
     try:
         with path.open("rb") as stream:
