@@ -91,6 +91,7 @@ class Artifact:
     ) -> None:
         """Hash every file and write the manifest: from here on the artifact is finished and is never changed."""
         sidecar_hashes = {info["file"]: info["sha256"] for info in self.sidecars()}
+        self._drop_unsealed(set(sidecar_hashes))
         files = {}
         for path in self._files():
             known = sidecar_hashes.get(path.name) if path.parent.name == "shards" else None
@@ -147,6 +148,12 @@ class Artifact:
             if (shards / info["file"]).is_file() and (shards / info["file"]).stat().st_size == info["bytes"]
         ]
         return sorted(whole, key=lambda info: (info["chunk"], info["file"]))
+
+    def _drop_unsealed(self, sealed: set[str]) -> None:
+        """Remove shards that a killed rank wrote but never sealed, and that another rank has made anew."""
+        for path in self.path("shards").glob("*"):
+            if not path.name.startswith(".") and path.name.removesuffix(".json") not in sealed:
+                path.unlink()
 
     def _files(self) -> Iterator[Path]:
         for path in sorted(self.folder.rglob("*")):

@@ -17,9 +17,11 @@ from cmma.config import Config
 from cmma.data.tars import load_samples
 from cmma.report.inputs import ArtifactRef, ReportInputs, TraceMap
 from cmma.report.tables import Cell
+from cmma.stages.intervene import report_rows
 from cmma.stages.prepare_data import tars_of
 from cmma.stages.splits import resolve_split
 from cmma.stages.table import STAGES
+from cmma.statistics.correction import holm
 
 _PACKAGES = ("cmma", "torch", "transformers", "open_clip_torch", "hydra-core")
 # Metrics of `evaluate` that are shares and print in percent.
@@ -56,8 +58,7 @@ def gather(config: Config, parents: Mapping[str, Artifact], overrides: Sequence[
         parts["network"] = _network(graph)
     interventions = [artifact for name, artifact in parents.items() if name.startswith("intervene:")]
     if interventions:
-        tables = [artifact.read_table("effects.parquet").assign(artifact=artifact.key) for artifact in interventions]
-        parts["interventions"] = pd.concat(tables, ignore_index=True)
+        parts["interventions"] = _interventions(interventions)
     if "evaluate" in parents:
         parts["evaluation"] = _evaluation(parents["evaluate"])
     return ReportInputs(title=f"{config.model.name}: cross-modal mechanistic analysis", **parts)
@@ -118,6 +119,17 @@ def _trace_map(artifact: Artifact) -> TraceMap:
 def _layer_of(row: str, index: int) -> int:
     number = re.search(r"\d+", row)
     return int(number.group()) if number else index
+
+
+def _interventions(artifacts: Sequence[Artifact]) -> pd.DataFrame:
+    """All variants in one table; p is Holm-corrected over the variants, condition by condition."""
+    rows = [
+        row | {"artifact": artifact.key}
+        for artifact in artifacts for row in report_rows(artifact.read_table("effects.parquet"))
+    ]
+    table = pd.DataFrame(rows)
+    table["p"] = table.groupby("condition", sort=False)["p"].transform(holm)
+    return table
 
 
 def _network(graph: Artifact) -> dict[str, Cell]:

@@ -6,7 +6,7 @@ import shutil
 from typing import Any
 
 from cmma.activations.reader import ShardReader
-from cmma.sae.architectures import build_sae
+from cmma.sae.architectures.registry import build_sae
 from cmma.sae.io import save_sae
 from cmma.sae.metrics import evaluate_sae
 from cmma.sae.standardiser import Standardiser
@@ -20,7 +20,7 @@ def run(stage: Stage) -> dict[str, Any]:
     config, artifact = stage.config, stage.artifact
     layer = config.sae_layer()
     reader = ShardReader(stage.parents["cache-activations"], layer)
-    sae = build_sae(config.sae, reader.width, Standardiser.fit(reader)).to(stage.device)
+    sae = build_sae(config.sae, reader.width, Standardiser.fit(reader), config.seed).to(stage.device)
     with MetricsLog(artifact.path("metrics.jsonl"), config, stage.rank) as log:
         train(sae, reader, config.optim, artifact.path("checkpoint"), log, config.seed, stage.rank, stage.world)
     if stage.rank != 0:
