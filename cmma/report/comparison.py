@@ -58,16 +58,21 @@ def specialisation(inputs: ReportInputs) -> Table:
     command = inputs.commands.get("interpret", "")
     heads = ("visual", "textual", "cross-modal", "mixed", "dead")
     rows = [
-        Row(str(record.get("model", "this run")), tuple(
-            Cell(_float(record.get(name)), error=_float(record.get(f"{name}_error")), unit="%", digits=1,
-                 kind=str(record.get("kind") or ""), artifact=str(record.get("artifact") or ""), command=command)
-            for name in (*references.CLASSES, "dead")))
+        Row(str(record.get("model", "this run")),
+            tuple(_share(record, name, command) for name in (*references.CLASSES, "dead")))
         for record in _records(inputs.specialisation)
     ] or [Row("this run", (missing(command),) * len(heads))]
     rows += [Row(f"{model} (paper)", (*cells.values(), _NO_REFERENCE), "paper")
              for model, cells in references.TABLE_1.items()]
     return Table("specialisation", "Feature specialisation (paper, Table 1)", ("model", *heads), tuple(rows),
                  "Percent of live features; dead features are in no class and in percent of all.")
+
+
+def _share(record: Mapping[str, Any], name: str, command: str) -> Cell:
+    error = _float(record.get(f"{name}_error"))
+    kind = str(record.get("kind") or "") if error is not None else "one SAE seed" if record.get("n") == 1 else ""
+    return Cell(_float(record.get(name)), error=error, kind=kind, unit="%", digits=1,
+                artifact=str(record.get("artifact") or ""), command=command)
 
 
 def evaluation(inputs: ReportInputs) -> Table:

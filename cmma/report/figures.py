@@ -69,7 +69,7 @@ def interval_rows(
         body += [_line(place(value), top - 4, place(value), bottom, "rule"),
                  _text(place(value), top - 7, label, "middle", "tick")]
     for value in (low, high):
-        body.append(_text(place(value), bottom + 12, f"{value:g}", "middle", "tick"))
+        body.append(_text(place(value), bottom + 12, f"{value:g}".replace("-", "−"), "middle", "tick"))
     for index, (label, value, lower, upper, colour) in enumerate(rows):
         y = top + pitch * (index + 0.5)
         body.append(_text(left - 8, y + 4, label, "end"))
@@ -83,7 +83,7 @@ def interval_rows(
                         f'style="stroke:var(--{colour})" class="whisker"/>')
         body.append(f'<circle cx="{place(value):.1f}" cy="{y:.1f}" r="4" style="fill:var(--{colour})">'
                     f"<title>{escape(title)}</title></circle>")
-        body.append(_text(width - right + 8, y + 4, f"{value:.2f}", "start", "value"))
+        body.append(_text(width - right + 8, y + 4, f"{value:.2f}".replace("-", "−"), "start", "value"))
     return _svg(width, bottom + 18, "; ".join(row[0] for row in rows), body)
 
 
@@ -95,7 +95,7 @@ def mirrored_histogram(
 
     Each side is scaled by its own total (share of that modality's active tokens); the larger side fills the height.
     """
-    left, right, top, bottom = 10.0, 10.0, 8.0, 34.0
+    left, right, top, bottom = 18.0, 18.0, 8.0, 34.0
     middle = top + (height - top - bottom) / 2
     shares = [counts / counts.sum() if counts.sum() else counts * 0.0 for counts in (up, down)]
     scale = (middle - top) / (max(share.max() for share in shares) or 1.0)
@@ -189,7 +189,7 @@ def _colour_bar(x: float, y: float, height: float, peak: float, signed: bool) ->
                     f'height="{height / steps + 0.3:.2f}" style="fill:var(--{hue});fill-opacity:{strength:.3f}"/>')
     body.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="10" height="{height:.1f}" class="frame"/>')
     return [*body, _text(x + 15, y + 8, f"{peak:.2g}", "start", "tick"),
-            _text(x + 15, y + height, f"{low:.2g}", "start", "tick")]
+            _text(x + 15, y + height, f"{low:.2g}".replace("-", "−"), "start", "tick")]
 
 
 def profile(
@@ -219,6 +219,6 @@ def profile(
                     f"<title>{a:g}: {b:.3g}</title></circle>")
         body.append(_text(px(a), height - bottom + 14, f"{a:g}", "middle", "tick"))
     body += [_text(left - 6, py(ceiling) + 4, f"{ceiling:.2g}", "end", "tick"),
-             _text(left - 6, py(floor) + 4, f"{floor:.2g}", "end", "tick"),
+             _text(left - 6, py(floor) + 4, f"{floor:.2g}".replace("-", "−"), "end", "tick"),
              _text((left + width - right) / 2, height - 4, x_label, "middle", "tick")]
     return _svg(width, height, x_label, body)
