@@ -33,6 +33,7 @@ class CMIGConfig:
         resamples: bootstrap resamples of the images, for intervals.
         alpha: level of the false discovery rate (Benjamini–Hochberg).
         strong, moderate: cuts of the interaction strength in units of the readout's clean spread (paper: 0.5, 0.2).
+        top_share: share of the pairs, those of largest excess, that make the descriptive graph of fixed density.
         random_graphs: degree-matched random graphs behind every network number.
         power_law_draws: synthetic degree sequences behind the power law's goodness of fit.
         seed: of sampling, permutations, bootstrap and random graphs.
@@ -54,6 +55,7 @@ class CMIGConfig:
     alpha: float = 0.05
     strong: float = 0.5
     moderate: float = 0.2
+    top_share: float = 0.2
     random_graphs: int = 50
     power_law_draws: int = 200
     seed: int = 0
@@ -68,7 +70,8 @@ class CMIGConfig:
                 raise ConfigError(f"cmig.{key}={getattr(self, key)} must be at least 2")
         if not 0 <= self.moderate < self.strong:
             raise ConfigError(f"cmig.moderate={self.moderate} must lie between 0 and cmig.strong={self.strong}")
-        if not 0 < self.alpha < 1:
-            raise ConfigError(f"cmig.alpha={self.alpha} must lie between 0 and 1")
+        for key in ("alpha", "top_share"):
+            if not 0 < getattr(self, key) < 1:
+                raise ConfigError(f"cmig.{key}={getattr(self, key)} must lie between 0 and 1")
         if self.quotas and sum(self.quotas.values()) > 1 + 1e-6:
             raise ConfigError(f"cmig.quotas add up to {sum(self.quotas.values()):.2f}; they are shares and may reach 1")

@@ -41,8 +41,10 @@ def build_graph(effects: Effects, features: pd.DataFrame, config: CMIGConfig) ->
     Args:
         features: rows with `feature` and `class` (as `select_features` returns), covering all measured features.
 
-    The network numbers are those of the undirected graph whose edges are the pairs with significant excess
-    interaction: an edge then is a departure from independence and not a main effect.
+    Network numbers are given for two undirected graphs, both of excess interactions, so that an edge is a departure
+    from independence and not a main effect: `network`, the significant pairs, and `network_top`, the pairs of largest
+    mean absolute excess at a fixed density. The latter tests nothing, but can be compared between models, and is there
+    when interactions change their sign between samples and none is significant.
     """
     if missing := set(effects.features_K.tolist()) - set(features["feature"]):
         raise DataError(f"features {sorted(missing)[:5]} were measured but the feature table does not describe them")
@@ -51,9 +53,10 @@ def build_graph(effects: Effects, features: pd.DataFrame, config: CMIGConfig) ->
     nodes = features.set_index("feature").loc[effects.features_K].reset_index()
     nodes["main_effect"] = np.abs(effects.main_KN).mean(axis=1) / effects.spread
     flow = modality_flow(effects, nodes["class"].tolist(), config.permutations, config.resamples, config.seed)
-    structure = network_numbers(
-        interaction_graph(nodes, edges, config.alpha), config.random_graphs, config.power_law_draws, config.seed
-    )
+    graphs = {
+        "network": interaction_graph(nodes, edges, config.alpha),
+        "network_top": top_graph(nodes, edges, config.top_share),
+    }
     once = edges.iloc[: len(effects.pairs_P2)]
     numbers = {
         "features": len(nodes),
@@ -65,9 +68,10 @@ def build_graph(effects: Effects, features: pd.DataFrame, config: CMIGConfig) ->
         "significant_excess": int((once["q_excess"] < config.alpha).sum()),
         "significant_beyond": int((edges["q_beyond"] < config.alpha).sum()),
         "median_excess_over_strength": _median_ratio(edges),
-        "network": structure.as_dict(),
         "flow": flow.as_dict() if flow else None,
     }
+    for name, graph in graphs.items():
+        numbers[name] = network_numbers(graph, config.random_graphs, config.power_law_draws, config.seed).as_dict()
     for measure, table, q in (("strength", edges, "q_beyond"), ("excess", once, "q_excess")):
         shares = class_shares(effects, measure, config.strong, config.moderate, seed=config.seed)
         significant = {
@@ -79,10 +83,19 @@ def build_graph(effects: Effects, features: pd.DataFrame, config: CMIGConfig) ->
 
 def interaction_graph(nodes: pd.DataFrame, edges: pd.DataFrame, alpha: float = 0.05) -> nx.Graph:
     """Undirected: pairs whose excess interaction is significant, `weight` = mean absolute excess."""
+    return _excess_graph(nodes, edges[edges["q_excess"] < alpha])
+
+
+def top_graph(nodes: pd.DataFrame, edges: pd.DataFrame, share: float = 0.2) -> nx.Graph:
+    """Undirected: the `share` of pairs with the largest mean absolute excess (above zero), significant or not."""
+    pairs = edges[(edges["source"] < edges["target"]) & (edges["excess"] > 0)]
+    return _excess_graph(nodes, pairs.nlargest(round(share * len(edges) / 2), "excess"))
+
+
+def _excess_graph(nodes: pd.DataFrame, edges: pd.DataFrame) -> nx.Graph:
     graph = nx.Graph()
     graph.add_nodes_from(_attributes(nodes))
-    one_way = edges[(edges["source"] < edges["target"]) & (edges["q_excess"] < alpha)]
-    for row in one_way.itertuples(index=False):
+    for row in edges[edges["source"] < edges["target"]].itertuples(index=False):
         facts = {"excess_mean": row.excess_mean, "q": row.q_excess, "strength": row.excess_class}
         graph.add_edge(row.source, row.target, weight=row.excess, **facts)
     return graph

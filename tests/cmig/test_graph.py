@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from cmma.cmig.config import CMIGConfig
 from cmma.cmig.effects import pairwise_effects
-from cmma.cmig.graph import build_graph, directed_graph, interaction_graph, write_graphml, write_json
+from cmma.cmig.graph import build_graph, directed_graph, interaction_graph, top_graph, write_graphml, write_json
 from cmma.cmig.selection import select_features, stratified
 from cmma.errors import ConfigError, DataError
 
@@ -95,6 +95,13 @@ def test_the_interaction_graph_is_the_planted_chain(planted_graph):
     in_spreads = planted_graph.nodes.main_effect * planted_graph.numbers["readout_spread"]
     assert in_spreads.to_numpy() == pytest.approx(0.4, rel=0.2)
     json.dumps(planted_graph.numbers, allow_nan=False)
+
+
+def test_the_top_graph_has_a_fixed_density_and_holds_the_strongest(planted_graph):
+    graph = top_graph(planted_graph.nodes, planted_graph.edges, share=0.2)
+    assert graph.number_of_edges() == 9
+    assert set(interaction_graph(planted_graph.nodes, planted_graph.edges).edges()) <= set(graph.edges())
+    assert planted_graph.numbers["network_top"]["density"] == pytest.approx(0.2)
 
 
 def test_files_read_back_as_the_same_graph(planted_graph, tmp_path):
