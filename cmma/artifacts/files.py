@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
             "again (finished shards are kept)"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # its folder may not exist; the error that is on its way says so
+            temporary.unlink(missing_ok=True)
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -124,9 +124,11 @@ def _cards(inputs: ReportInputs) -> list[dict[str, Any]]:
     cards.append({"title": "interactions, q < 0.05", "figure": None, "page": "graph.html",
                   "cell": Cell(edges, digits=0, command=commands.get("build-cmig", "")),
                   "about": f"of {0 if inputs.edges is None else len(inputs.edges):,} feature pairs"})
-    change = inputs.hallucination.get("all", Cell(command=commands.get("evaluate", "")))
-    cards.append({"title": "hallucination", "cell": change, "figure": None, "page": "#table-hallucination",
-                  "about": "change of the rate under intervention"})
+    measured = [(split, cells["chair_i"]) for split, cells in inputs.evaluation.items() if "chair_i" in cells]
+    nothing = ("", Cell(command=commands.get("evaluate", "")))
+    split, rate = max(measured, key=lambda found: found[1].value or 0.0, default=nothing)
+    cards.append({"title": "hallucinated mentions", "cell": rate, "figure": None, "page": "#table-evaluation",
+                  "about": f"CHAIR_i on the split {split}" if split else "CHAIR_i of generated captions"})
     return cards
 
 
