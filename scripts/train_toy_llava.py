@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from cmma.console import say
 from cmma.testbed.training.evaluate_llava import evaluate
 from cmma.testbed.training.llava import train_turns
+from cmma.testbed.training.llava_data import HARD_FROM, HARD_KINDS
 from cmma.testbed.training.loop import Recipe
 from cmma.testbed.training.toy_llava import build_model, save_folder
 from cmma.testbed.training.vision import pretrain_vision
@@ -64,6 +65,7 @@ def main() -> None:
         "seed": args.seed,
         "parameters": sum(p.numel() for p in model.parameters()),
         "stages": {"vision": asdict(VISION), "turns": asdict(TURNS)},
+        "question_kinds": {"uniform_before_step": HARD_FROM, "weights_from_then_on": HARD_KINDS},
         "minutes": {name: round(value, 1) for name, value in minutes.items()},
         "device": f"{args.threads} CPU threads, {platform.machine()}",
         "torch": torch.__version__.split("+")[0],
