@@ -43,6 +43,9 @@ class Batch(dict[str, Tensor]):
         answer_mask: bool[B, S], the teacher-forced answer tokens (generative models; None otherwise).
     """
 
+    prompt_end: Any
+    answer_mask: Any
+
     def __init__(
         self, inputs: Mapping[str, Tensor], prompt_end: Tensor | None = None, answer_mask: Tensor | None = None
     ) -> None:
@@ -76,7 +79,8 @@ class MultimodalModel(ABC):
     kind: Literal["generative", "dual_encoder"]
 
     def __init__(self, spec: ModelSpec, module: nn.Module, sites: Sequence[Site], n_layers: int) -> None:
-        self.spec, self.module, self.n_layers = spec, module.eval().requires_grad_(False), n_layers
+        self.spec, self.n_layers = spec, n_layers
+        self.module: Any = module.eval().requires_grad_(False)
         self._sites = {site.name: site for site in sites}
 
     @property

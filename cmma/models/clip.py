@@ -21,21 +21,22 @@ from cmma.data.samples import Sample
 from cmma.errors import ConfigError, DataError
 from cmma.modality import Modality
 from cmma.models.base import Batch, MultimodalModel, Records
-from cmma.models.sites import RecordSite, SiteRow, expand, resolve
+from cmma.models.sites import Port, RecordSite, SiteRow, expand, resolve
 from cmma.models.spec import ModelSpec
 from cmma.models.weights import quiet_logging, seeded, torch_dtype, weights_folder
 
 ROOTS = {"vision": ("visual",), "text": ("text",)}
+_TOWER_SITES: tuple[tuple[str, str, Port], ...] = (
+    ("layers.{l}.resid_pre", "transformer.resblocks.{l}", "input"),
+    ("layers.{l}.attn_out", "transformer.resblocks.{l}.attn", "output"),
+    ("layers.{l}.mlp_out", "transformer.resblocks.{l}.mlp", "output"),
+    ("layers.{l}.resid_post", "transformer.resblocks.{l}", "output"),
+    ("embed", "", "output"),  # projected into the shared space, before normalisation
+)
 SITES = tuple(
     SiteRow(f"{tower}.{name}", tower, path, port)
     for tower in ROOTS
-    for name, path, port in (
-        ("layers.{l}.resid_pre", "transformer.resblocks.{l}", "input"),
-        ("layers.{l}.attn_out", "transformer.resblocks.{l}.attn", "output"),
-        ("layers.{l}.mlp_out", "transformer.resblocks.{l}.mlp", "output"),
-        ("layers.{l}.resid_post", "transformer.resblocks.{l}", "output"),
-        ("embed", "", "output"),  # projected into the shared space, before normalisation
-    )
+    for name, path, port in _TOWER_SITES
 )
 HUB_FILES = ("open_clip_config.json", "open_clip*.safetensors", "*.json", "vocab.txt", "merges.txt")
 TINY = {
@@ -50,7 +51,7 @@ PRECISIONS = {"float32": "fp32", "bfloat16": "pure_bf16", "float16": "pure_fp16"
 def load(spec: ModelSpec, device: str = "cpu", dtype: str = "float32") -> ClipModel:
     """Load a CLIP from the hub, a folder with `open_clip_config.json`, or at random (see `cmma.models.load_model`)."""
     torch_dtype(dtype)
-    options = {"precision": PRECISIONS[dtype], "force_custom_text": True, "load_weights": False}
+    options: dict[str, Any] = {"precision": PRECISIONS[dtype], "force_custom_text": True, "load_weights": False}
     weights = None
     if spec.weights == "random" and spec.architecture == "clip-tiny":
         name, options = "ViT-B-32-quickgelu", options | deepcopy(TINY)
@@ -80,11 +81,11 @@ class ClipModel(MultimodalModel):
     kind = "dual_encoder"
 
     def __init__(self, spec: ModelSpec, module: nn.Module, tokenizer: Any) -> None:
-        roots = {root: resolve(module, paths, root) for root, paths in ROOTS.items()}
+        roots: dict[str, Any] = {root: resolve(module, paths, root) for root, paths in ROOTS.items()}
         self.depths = {root: len(tower.transformer.resblocks) for root, tower in roots.items()}
         super().__init__(spec, module, expand(SITES, roots, self.depths), max(self.depths.values()))
         self.tokenizer = tokenizer
-        self.transform = image_transform_v2(PreprocessCfg(**module.visual.preprocess_cfg), is_train=False)
+        self.transform = image_transform_v2(PreprocessCfg(**self.module.visual.preprocess_cfg), is_train=False)
 
     def collate(
         self,
@@ -133,7 +134,7 @@ class ClipModel(MultimodalModel):
         return tuple(places)
 
     @property
-    def _towers(self) -> dict[str, nn.Module]:
+    def _towers(self) -> dict[str, Any]:
         return {"vision": self.module.visual, "text": self.module.text}
 
     def records(self, acts: Mapping[str, Tensor], batch: Mapping[str, Tensor], layer: int) -> Records:
@@ -184,7 +185,7 @@ class ClipModel(MultimodalModel):
 
 
 def _known_architecture(spec: ModelSpec) -> str:
-    if spec.architecture not in open_clip.list_models():
+    if spec.architecture is None or spec.architecture not in open_clip.list_models():
         raise ConfigError(
             f"model.architecture={spec.architecture!r} is not an open_clip architecture; "
             "for example ViT-B-32-quickgelu (see open_clip.list_models())"

@@ -61,10 +61,11 @@ def load(spec: ModelSpec, device: str = "cpu", dtype: str = "float32") -> LlavaM
     folder = weights_folder(spec, spec.source, HUB_FILES)
     local = {"trust_remote_code": False, "local_files_only": True}
     try:
-        module, report = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             folder, use_safetensors=True, output_loading_info=True, **local, **options
         )
         processor = AutoProcessor.from_pretrained(folder, **local)
+        module, report = loaded
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"{spec.name}: {folder} cannot be loaded as a LLaVA: {reason}") from error
@@ -86,10 +87,11 @@ class LlavaModel(MultimodalModel):
     kind = "generative"
 
     def __init__(self, spec: ModelSpec, module: nn.Module, processor: ProcessorMixin) -> None:
-        self.processor, self.config = processor, module.config
+        self.processor: Any = processor
+        self.config: Any = module.config
         if processor.chat_template is None:
             raise DataError(f"{spec.name}: the processor has no chat template; add chat_template.jinja to its folder")
-        roots = {root: resolve(module, paths, root) for root, paths in ROOTS.items()}
+        roots: dict[str, Any] = {root: resolve(module, paths, root) for root, paths in ROOTS.items()}
         depths = {"language": len(roots["language"].layers), "vision": _projected_depth(module.config)}
         super().__init__(spec, module, expand(SITES, roots, depths), depths["language"])
 
@@ -150,7 +152,7 @@ class LlavaModel(MultimodalModel):
         ids_BS = batch.get("input_ids")
         if ids_BS is None:
             raise CmmaError(f"{self.spec.name}: modalities are read from input_ids, which this forward pass lacks")
-        visual_BS = ids_BS == self.config.image_token_id
+        visual_BS = torch.eq(ids_BS, self.config.image_token_id)
         dropped_BS = torch.zeros_like(visual_BS)
         if self.tokenizer.bos_token_id is not None:
             dropped_BS |= ids_BS == self.tokenizer.bos_token_id
@@ -192,7 +194,7 @@ class LlavaModel(MultimodalModel):
     def image_positions(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Stream positions of the whole image's patches: the first image tokens (in LLaVA-NeXT tiles follow)."""
         rows, columns = self.image_grid(batch)
-        start_B = (batch["input_ids"] == self.config.image_token_id).int().argmax(dim=1)
+        start_B = torch.eq(batch["input_ids"], self.config.image_token_id).int().argmax(dim=1)
         return start_B[:, None] + torch.arange(rows * columns, device=start_B.device)
 
     def prompt_logits(self, batch: Batch) -> Tensor:

@@ -104,7 +104,7 @@ def architecture(name: str | None) -> Architecture:
 
 def build_config(arch: Architecture) -> LlavaConfig | LlavaNextConfig:
     """The transformers configuration of `arch`."""
-    common = {
+    common: dict[str, Any] = {
         "vision_config": dict(arch.vision), "text_config": dict(arch.text), "image_token_id": WORDS,
         "pad_token_id": WORDS + 1, "projector_hidden_act": "gelu", "vision_feature_layer": -2,
         "vision_feature_select_strategy": "default", "tie_word_embeddings": False,
@@ -115,11 +115,11 @@ def build_config(arch: Architecture) -> LlavaConfig | LlavaNextConfig:
 def build_processor(arch: Architecture) -> ProcessorMixin:
     """Image preprocessing exactly as published, text through `byte_tokenizer`."""
     size, patch = arch.vision["image_size"], arch.vision["patch_size"]
-    text = {
+    text: dict[str, Any] = {
         "tokenizer": byte_tokenizer(), "patch_size": patch, "vision_feature_select_strategy": "default",
         "num_additional_image_tokens": 1, "image_token": IMAGE_TOKEN, "chat_template": arch.template,
     }  # fmt: skip
-    image = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
+    image: dict[str, Any] = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
     if arch.tiles:
         return LlavaNextProcessor(LlavaNextImageProcessor(**image, image_grid_pinpoints=arch.tiles), **text)
     return LlavaProcessor(CLIPImageProcessor(**image), **text)

@@ -95,9 +95,9 @@ def _download(spec: ModelSpec, repository: str, patterns: Sequence[str]) -> Path
     try:
         return Path(snapshot_download(repository, revision=spec.revision, allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise DataError(
-            f"{spec.name}: cannot get {repository} (revision {spec.revision or 'default'}) from the hub: {reason.rstrip('.')}. "
+            f"{spec.name}: cannot get {repository} (revision {spec.revision or 'default'}) from the hub: {reason}. "
             "Check the network, the id and access rights; or download it elsewhere and set model.weights=path "
             "model.source=FOLDER; or model.weights=random"
         ) from error
