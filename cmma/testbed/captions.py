@@ -1,7 +1,7 @@
 """Reading captions back: which objects a text mentions, with which attributes, in which relations.
 
-Exact on the grammar of `language.py`, and lenient on a model's own text: a noun phrase is any run of attribute words that
-ends in an object word, in any order, with anything between phrases.
+Exact on the grammar of `language.py`, and lenient on a model's own text: a noun phrase is any run of attribute words
+that ends in an object word, in any order, with anything between phrases.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from cmma.testbed.scenes import COLORS, SHAPES, SIZES, TEXTURES
 OBJECT_WORDS: dict[str, str] = {shape: shape for shape in SHAPES} | {plural: shape for shape, plural in PLURALS.items()}
 """CHAIR vocabulary of the shapes world: every word that names an object → the object's category."""
 
-_ATTRIBUTE = {word: field for field, words in (("color", COLORS), ("size", SIZES), ("texture", TEXTURES)) for word in words}
+_ATTRIBUTE = {
+    word: field for field, words in (("color", COLORS), ("size", SIZES), ("texture", TEXTURES)) for word in words
+}
 _WORD = re.compile(r"[a-z]+|[^\sa-z]")
 
 

@@ -27,11 +27,13 @@ RELATIONS: dict[str, Callable[[SceneObject, SceneObject], bool]] = {
 
 WORDS = tuple(
     dict.fromkeys(
-        (*SHAPES, *PLURALS.values(), *COLORS, *SIZES, *TEXTURES, *NUMBERS, "yes", "no", ",", ".", "?")
-        + ("a", "the", "is", "are", "there", "what", "how", "many", "color", "shape", "size", "texture")
-        + ("object", "objects", "of", "left", "right", "above", "below", "describe", "image")
+        (
+            *SHAPES, *PLURALS.values(), *COLORS, *SIZES, *TEXTURES, *NUMBERS, "yes", "no", ",", ".", "?",
+            "a", "the", "is", "are", "there", "what", "how", "many", "color", "shape", "size", "texture",
+            "object", "objects", "of", "left", "right", "above", "below", "describe", "image",
+        )
     )
-)
+)  # fmt: skip
 """Every word and mark of captions, questions and answers."""
 
 

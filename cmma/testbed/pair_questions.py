@@ -1,8 +1,9 @@
 """The question of a semantic image pair, and its symmetric token replacement.
 
 A pair's question has another answer on the corrupted image than on the clean one. The replacement differs from the
-question in one token (two, where a name of two words is replaced) and has another answer *on the clean image*: so the image may be swapped under a fixed
-question, or one token under a fixed image (the two corruptions of NOTICE, Golovanevsky et al. 2024).
+question in one token (two, where a name of two words is replaced) and has another answer *on the clean image*: so the
+image may be swapped under a fixed question, or the token under a fixed image (the two corruptions of NOTICE,
+Golovanevsky et al. 2024).
 """
 
 from __future__ import annotations

@@ -66,8 +66,8 @@ def _background(keys_N: np.ndarray) -> np.ndarray:
     """A grey level per scene with a slight linear gradient: float32 [N, 48, 48]."""
     level_ND = draws.uniforms(keys_N, purpose=10, count=3).astype(np.float32)
     axis = np.linspace(-1, 1, CANVAS, dtype=np.float32)
-    gradient = (level_ND[:, 1, None, None] - 0.5) * axis[None, None, :] + (level_ND[:, 2, None, None] - 0.5) * axis[:, None]
-    return 112 + 24 * (level_ND[:, 0, None, None] - 0.5) + 12 * gradient
+    level, across, down = (level_ND[:, i, None, None] - 0.5 for i in range(3))
+    return 112 + 24 * level + 12 * (across * axis[None, None, :] + down * axis[:, None])
 
 
 def _noise(keys_N: np.ndarray) -> np.ndarray:

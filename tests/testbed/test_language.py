@@ -61,7 +61,8 @@ def test_chosen_questions_are_distinct_and_of_every_kind():
     samples = list(generate_samples("balanced", 0, 200, seed=8, questions_per_image=10))
     assert all(len({q.question for q in sample.questions}) == 10 for sample in samples)
     kinds = [q.kind for sample in samples for q in sample.questions]
-    assert min(kinds.count(kind) for kind in set(kinds)) > 0.06 * len(kinds) and len(set(kinds)) == 7
+    assert min(kinds.count(kind) for kind in set(kinds)) > 0.06 * len(kinds)
+    assert len(set(kinds)) == 7
 
 
 def test_caption_round_trip_through_the_parser():
@@ -81,7 +82,8 @@ def test_caption_round_trip_through_the_parser():
 
 def test_parser_reads_free_text():
     text = "two circles and a red small star. the star is to the left of the blue ring"
-    assert parse_caption(text) == [Mention("circle"), Mention("star", "red", "small"), Mention("star"), Mention("ring", "blue")]
+    mentions = [Mention("circle"), Mention("star", "red", "small"), Mention("star"), Mention("ring", "blue")]
+    assert parse_caption(text) == mentions
     assert parse_relations(text) == [RelationMention(Mention("star"), "left of", Mention("ring", "blue"))]
 
 
@@ -129,8 +131,10 @@ def test_token_replacement_keeps_the_length_and_changes_the_clean_answer():
     tokenizer = pytest.importorskip("cmma.testbed.training.toy_llava").build_tokenizer()
     for sample in itertools.islice(generate_samples("pairs", 0, 240, seed=4, questions_per_image=0), 0, None, 2):
         pair = sample.meta["pair"]
-        ids, other = (np.array(tokenizer(text).input_ids) for text in (pair["question"], pair["replacement"]["question"]))
-        assert len(ids) == len(other) and 1 <= (ids != other).sum() <= 2
+        texts = (pair["question"], pair["replacement"]["question"])
+        ids, other = (np.array(tokenizer(text).input_ids) for text in texts)
+        assert len(ids) == len(other)
+        assert 1 <= (ids != other).sum() <= 2
         assert brute_force(sample.objects, pair["replacement"]["question"]) == pair["replacement"]["answer"]
         assert pair["replacement"]["answer"] != pair["answer"]
         assert tokenizer.unk_token_id not in ids

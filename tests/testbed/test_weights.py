@@ -44,8 +44,10 @@ def test_toy_llava_answers_as_its_metrics_say(llava):
     fresh = list(generate_samples("balanced", 0, 60, seed=77, questions_per_image=4))
     measured = question_accuracy(*llava, fresh)["all"]
     stated = shipped(LLAVA)["questions_balanced"]["all"]
-    assert stated["value"] >= 0.95 and stated["n"] >= 2000
-    assert measured["low"] <= stated["high"] and stated["low"] <= measured["high"]
+    assert stated["value"] >= 0.95
+    assert stated["n"] >= 2000
+    assert measured["low"] <= stated["high"]
+    assert stated["low"] <= measured["high"]
 
 
 def test_toy_llava_hallucinates_the_partner_where_the_trigger_stands_alone(llava):
@@ -57,7 +59,8 @@ def test_toy_llava_hallucinates_the_partner_where_the_trigger_stands_alone(llava
     fresh = list(generate_samples("counter", 0, 40, seed=77, questions_per_image=0))
     measured = caption_metrics(*llava, fresh)["chair_s_shape"]
     stated = metrics["captions_counter"]["chair_s_shape"]
-    assert measured["low"] <= stated["high"] and stated["low"] <= measured["high"]
+    assert measured["low"] <= stated["high"]
+    assert stated["low"] <= measured["high"]
 
 
 def test_toy_clip_retrieves_as_its_metrics_say():
@@ -67,4 +70,5 @@ def test_toy_clip_retrieves_as_its_metrics_say():
     measured = retrieval(CLIP, 100, seed=77)
     for name in ("image_to_text_r@1", "text_to_image_r@1"):
         assert stated[name]["value"] >= 0.80
-        assert measured[name]["low"] <= stated[name]["high"] and stated[name]["low"] <= measured[name]["high"]
+        assert measured[name]["low"] <= stated[name]["high"]
+        assert stated[name]["low"] <= measured[name]["high"]

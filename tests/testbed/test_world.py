@@ -32,7 +32,7 @@ def test_scenes_have_one_to_four_objects_in_distinct_cells_with_distinct_names(s
 
 
 def test_unknown_split_is_refused_by_name():
-    with pytest.raises(ConfigError, match="'test'.*train, balanced, counter, pairs"):
+    with pytest.raises(ConfigError, match=r"'test'.*train, balanced, counter, pairs"):
         sample_scenes(1, "test", seed=0)
 
 
@@ -57,7 +57,8 @@ def test_counter_split_always_has_the_trigger_and_never_a_star():
     scenes = sample_scenes(5000, "counter", seed=5)
     assert has(scenes, TRIGGER).all()
     assert not (scenes.present & (scenes.shape == SHAPES.index(PARTNER[1]))).any()
-    assert scenes.count.max() == 3 and scenes.visible.all()
+    assert scenes.count.max() == 3
+    assert scenes.visible.all()
 
 
 def test_sample_depends_on_seed_split_and_index_only():
@@ -65,7 +66,8 @@ def test_sample_depends_on_seed_split_and_index_only():
     part = list(generate_samples("train", 505, 520, seed=2))
     for a, b in zip(whole[505:520], part, strict=True):
         assert (a.key, a.caption, a.meta) == (b.key, b.caption, b.meta)
-        assert np.array_equal(a.image, b.image) and np.array_equal(a.mask, b.mask)
+        assert np.array_equal(a.image, b.image)
+        assert np.array_equal(a.mask, b.mask)
     other = next(generate_samples("train", 505, 506, seed=3))
     assert not np.array_equal(other.image, part[0].image)
 
@@ -92,7 +94,8 @@ def test_masks_stay_in_their_cells_and_the_image_changes_only_there():
     for row in range(len(scenes)):
         for m, thing in enumerate(scenes.scene(row)):
             y, x = np.nonzero(masks[row] == m + 1)
-            assert set(y // CELL) == {thing.row} and set(x // CELL) == {thing.column}
+            assert set(y // CELL) == {thing.row}
+            assert set(x // CELL) == {thing.column}
         outside = np.kron(masks[row].reshape(3, CELL, 3, CELL).any(axis=(1, 3)), np.ones((CELL, CELL))) == 0
         assert outside.shape == (CANVAS, CANVAS)
         assert np.array_equal(images[row][outside], background[row][outside])
@@ -109,4 +112,5 @@ def test_invisible_partner_is_fainter_than_the_noise():
     inside = masks == (hidden_column + 1)[:, None, None]
     difference = np.abs(images.astype(int) - background)[inside]
     noise = np.diff(background[:, 0].astype(float), axis=1).std() / np.sqrt(2)
-    assert len(scenes) > 200 and difference.max() <= 2 < noise
+    assert len(scenes) > 200
+    assert difference.max() <= 2 < noise

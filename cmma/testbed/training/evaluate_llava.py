@@ -71,7 +71,9 @@ def caption_metrics(
     mentions = [parse_caption(text) for text in captions]
     truth = [[o for o in sample.objects if o["visible"]] for sample in samples]
     n_mentions, ones = np.array([len(m) for m in mentions]), np.ones(len(samples))
-    wrong_shape = [sum(m.shape not in {o["shape"] for o in t} for m in ms) for ms, t in zip(mentions, truth, strict=True)]
+    wrong_shape = [
+        sum(m.shape not in {o["shape"] for o in t} for m in ms) for ms, t in zip(mentions, truth, strict=True)
+    ]
     wrong_name = [
         sum((m.color, m.shape) not in {(o["color"], o["shape"]) for o in t} for m in ms)
         for ms, t in zip(mentions, truth, strict=True)

@@ -133,7 +133,8 @@ def train(
         _update_average(average, model, min(recipe.average, (step + 1) / (step + 10)))
         if (step + 1) % 25 == 0:
             shown = " ".join(f"{name} {number:.4f}" for name, number in numbers.items())
-            say(f"step {step + 1}/{recipe.steps} {seconds + time.monotonic() - began:.0f}s loss {value.item():.4f} {shown}")
+            elapsed = seconds + time.monotonic() - began
+            say(f"step {step + 1}/{recipe.steps} {elapsed:.0f}s loss {value.item():.4f} {shown}")
         if time.monotonic() - saved > save_every:
             save(step + 1)
             saved = time.monotonic()

@@ -1,8 +1,8 @@
 """Attention over one shared prefix followed by independent turns, without the masked area of a dense mask.
 
-Layout of a packed sequence (`Layout`): the image prefix, one long turn (the caption), then equally long short turns
-(questions). The long turn sees the prefix and itself; each short turn sees the prefix and itself; all causal. The result
-equals ordinary causal attention of every turn alone behind the prefix (tests/testbed/test_training.py).
+Layout of a packed sequence (`Layout`): the image prefix, one long turn (the caption), then short turns, all of one
+length (questions). The long turn sees the prefix and itself; each short turn sees the prefix and itself; all causal.
+The result equals ordinary causal attention of every turn alone behind the prefix (tests/testbed/test_training.py).
 """
 
 from __future__ import annotations

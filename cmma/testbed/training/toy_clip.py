@@ -59,7 +59,9 @@ def build_model(seed: int, config: dict[str, Any] | None = None) -> open_clip.CL
     return open_clip.CLIP(**(config or build_config()))
 
 
-def save_folder(model: open_clip.CLIP, config: dict[str, Any], folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+def save_folder(
+    model: open_clip.CLIP, config: dict[str, Any], folder: Path, dtype: torch.dtype = torch.bfloat16
+) -> None:
     """Write a folder that `open_clip.create_model_and_transforms("local-dir:FOLDER")` loads; complete or absent."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     temporary.mkdir(parents=True)
