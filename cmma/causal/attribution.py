@@ -46,7 +46,7 @@ def attribute(
     """Effect of ablation ≈ Σ_tokens (0 - a) ⊙ ∂m/∂a, the reconstruction error passed through as a constant.
 
     As in sparse feature circuits (Marks et al. 2024), and in Zhang et al. 2024 (arXiv 2411.14982) for LLaVA. Exact
-    where the readout is linear in the latents; attention saturation and cancellation make it miss features otherwise, so verify
+    where the readout is linear in the latents; attention saturation and cancellation hide features otherwise, so verify
     what matters by ablation.
 
     Args:

@@ -228,7 +228,7 @@ def _check_aligned(
     for site, acts_SD in clean_acts.items():
         if acts_SD.shape != corrupt_acts[site].shape:
             raise DataError(
-                f"sample {clean.query.key!r}: {site} has {acts_SD.shape[0]} positions in the clean run, in the corrupt run "
+                f"sample {clean.query.key!r}: {site} has {acts_SD.shape[0]} positions when clean, when corrupt "
                 f"{corrupt_acts[site].shape[0]} ({clean.query.text!r} against {corrupt.query.text!r}); "
                 "patching needs pairs of equal length"
             )

@@ -18,11 +18,16 @@ from cmma.testbed.generate import generate_samples
 
 
 @pytest.fixture(scope="session")
-def tiny():
-    """LlavaForConditionalGeneration: 4 language layers, 3 × 3 patches, random weights."""
-    return load_model(
-        ModelSpec(name="tiny", weights="random", source="", architecture="llava-tiny", n_layers=4, prompt="Describe.")
-    )
+def tiny_llava():
+    """Makes a LlavaForConditionalGeneration: 4 language layers, 3 × 3 patches, always the same random weights."""
+    spec = ModelSpec(name="tiny", weights="random", source="", architecture="llava-tiny", n_layers=4)
+    return lambda: load_model(spec)
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_llava):
+    """One that all tests share, and that none changes."""
+    return tiny_llava()
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +57,8 @@ def random_dictionary(model, layer, queries, n_latents=96, dead=4):
         model(**batch)
     records = model.records(acts, batch, layer)
     kept = records.modality >= 0
-    standardiser = Standardiser.fit(TensorReader(records.vectors[kept], records.modality[kept]), model.record_blocks(layer))
+    reader = TensorReader(records.vectors[kept], records.modality[kept])
+    standardiser = Standardiser.fit(reader, model.record_blocks(layer))
     sae = build_sae(SAEConfig(arch="standard", n_latents=n_latents), model.record_width(layer), standardiser)
     with torch.no_grad():
         sae.b_enc.fill_(-0.5)
@@ -70,3 +76,9 @@ def sae(tiny, queries):
 def clip_sae(tiny_clip, pairs):
     """A dictionary at layer 1 of the tiny CLIP, over pair views."""
     return random_dictionary(tiny_clip, 1, caption_queries(pairs[::2]))
+
+
+@pytest.fixture(scope="session")
+def dictionary():
+    """Makes a dictionary of any layer: (model, layer, queries, n_latents, dead)."""
+    return random_dictionary

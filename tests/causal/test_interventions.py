@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +23,7 @@ from cmma.causal.interventions import (
     read_latents,
     run_intervention,
 )
-from cmma.causal.queries import assert_disjoint, caption_queries
+from cmma.causal.queries import assert_disjoint, caption_queries, image_pair_contrasts
 from cmma.causal.readout import AnswerReadout, CosineReadout, collate_queries
 from cmma.causal.selection import ablation_effects, select_features
 from cmma.errors import ConfigError, DataError
@@ -86,9 +87,11 @@ def test_a_sample_that_is_its_own_aligned_source_stays_as_it_is(tiny, sae, queri
 
 @torch.no_grad()
 def test_a_clamped_latent_has_its_value(tiny, sae, queries):
-    """Re-encoding finds the value where the features are orthonormal and tied: there f_j · Σ_i a_i f_i = a_j."""
-    from copy import deepcopy
+    """Re-encoding finds it where the dictionary is orthonormal and tied, and the feature was active before.
 
+    Where it was silent, the error that passes through holds the negative pre-activation that ReLU cut off, and what is
+    found is the value plus that.
+    """
     tied = deepcopy(sae)
     basis = torch.linalg.qr(torch.randn(sae.d, sae.d, generator=torch.Generator().manual_seed(0)))[0]
     tied.W_dec[: sae.d], tied.W_enc[: sae.d], tied.b_enc[: sae.d] = basis, basis, 0.0
@@ -102,8 +105,13 @@ def test_a_clamped_latent_has_its_value(tiny, sae, queries):
         tiny(**batch)
     visual_BS = modality_BS == 0
     latents = tied.encode(after[site][visual_BS], modality_BS[visual_BS])
-    torch.testing.assert_close(latents[:, [5, 7]], torch.full((len(latents), 2), 2.5), atol=1e-4, rtol=0)
     was = tied.encode(before[site][visual_BS], modality_BS[visual_BS])
+    standard = tied.standardiser.standardise(before[site][visual_BS], modality_BS[visual_BS])
+    cut_off = tied.pre_activations(standard).clamp(max=0)
+    torch.testing.assert_close(latents[:, [5, 7]], (2.5 + cut_off[:, [5, 7]]).relu(), atol=1e-4, rtol=0)
+    active = was[:, 5] > 0
+    assert 5 < int(active.sum()) < len(active)
+    assert latents[active, 5].tolist() == pytest.approx([2.5] * int(active.sum()), abs=1e-4)
     torch.testing.assert_close(latents[:, 8 : sae.d], was[:, 8 : sae.d], atol=1e-4, rtol=0)
     assert torch.equal(after[site][~visual_BS], before[site][~visual_BS])
 
@@ -166,6 +174,11 @@ def test_random_features_are_live_others_of_matched_density():
 # --- generation -----------------------------------------------------------------------------------------------------
 
 
+def first_tokens(texts):
+    """The tiny model mostly says words of its vocabulary that have no letters: <unused7312>."""
+    return [text.split(">")[0] for text in texts]
+
+
 def test_phases_of_generation(tiny, sae, pairs, attribution):
     """The first new token is decided in the prefill: an edit of the decode phase cannot change it."""
     clamp = Intervention("clamp", FEATURES, strength=80.0)
@@ -177,24 +190,22 @@ def test_phases_of_generation(tiny, sae, pairs, attribution):
     }
     texts = written["decode"]
     assert texts.before == written["prefill"].before
-    assert all(before[:1] == after[:1] for before, after in zip(texts.before, texts.after, strict=True) if before)
+    assert first_tokens(texts.after) == first_tokens(texts.before)
     assert texts.after != texts.before
-    first = [[text[:1] for text in texts] for texts in (written["prefill"].before, written["prefill"].after)]
-    assert first[0] != first[1]
+    assert first_tokens(written["prefill"].after) != first_tokens(texts.before)
     assert written["all"].after != texts.after
 
 
 # --- attribution ----------------------------------------------------------------------------------------------------
 
 
-def test_attribution_is_exact_for_a_readout_that_is_linear_in_the_latents(tiny, pairs, monkeypatch):
+def test_attribution_is_exact_for_a_readout_that_is_linear_in_the_latents(tiny_llava, pairs, dictionary):
     """After the last block, without the final norm, a logit difference is linear in the stream."""
-    from cmma.causal.queries import image_pair_contrasts
-    from tests.causal.conftest import random_dictionary
-
+    tiny = tiny_llava()
     queries = [contrast.clean for contrast in image_pair_contrasts(pairs)]
-    monkeypatch.setattr(tiny.module.model.language_model, "norm", torch.nn.Identity())
-    sae = random_dictionary(tiny, 3, queries, n_latents=24)
+    queries = [query for query in queries if query.answer[0] != query.other[0]]  # one token per byte
+    tiny.module.model.language_model.norm = torch.nn.Identity()
+    sae = dictionary(tiny, 3, queries, n_latents=24)
     readout = AnswerReadout(tiny, "logit_difference")
     estimate = attribute(tiny, sae, 3, queries, readout)
     exact = ablation_effects(tiny, sae, 3, queries, readout, range(24)).mean(axis=0)
@@ -306,5 +317,5 @@ def test_wrong_interventions_are_one_clear_line():
         Intervention("amputate", (1,))
     with pytest.raises(ConfigError, match="at least one feature"):
         Intervention("ablate", ())
-    with pytest.raises(ConfigError, match="Eq. 11"):
+    with pytest.raises(ConfigError, match=r"Eq\. 11"):
         InterventionConfig(kind="combine", strength=1.5)

@@ -38,7 +38,8 @@ def test_masks_are_cropped_as_images_are(pairs):
     mask[:, :5] = 1
     assert not object_patches(Sample("x", pairs[0].image, "", mask=mask), [0], (2, 2)).any()
     mask[0, 10] = 1
-    assert object_patches(Sample("x", pairs[0].image, "", mask=mask), [0], (2, 2)).tolist() == [True, False, False, False]
+    seen = object_patches(Sample("x", pairs[0].image, "", mask=mask), [0], (2, 2))
+    assert seen.tolist() == [True, False, False, False]
 
 
 def test_tokens_are_counted_back_from_the_last_prompt_token():
