@@ -127,7 +127,7 @@ def _against(value: float, randoms: np.ndarray) -> AgainstRandom:
         return AgainstRandom(value, math.nan, math.nan, math.nan)
     tie = 1e-12
     tails = ((randoms >= value - tie).sum() + 1, (randoms <= value + tie).sum() + 1)
-    p = min(1.0, 2 * min(tails) / (len(randoms) + 1))
+    p = float(min(1.0, 2 * min(tails) / (len(randoms) + 1)))
     return AgainstRandom(value, float(randoms.mean()), float(randoms.std(ddof=1)), p)
 
 
@@ -137,7 +137,7 @@ def _small_world(structure: tuple[float, float], randoms_G2: np.ndarray) -> Inte
     if n < 2 or math.isnan(length) or not (randoms_G2[:, 0] > 0).all():
         return Interval(math.nan, math.nan, math.nan, n, "undefined: no edges, or random graphs without triangles")
     mean_clustering, mean_length = randoms_G2.mean(axis=0)
-    value = (clustering / mean_clustering) / (length / mean_length)
+    value = float((clustering / mean_clustering) / (length / mean_length))
     each = (clustering / randoms_G2[:, 0]) / (length / randoms_G2[:, 1])
     low, high = np.quantile(each, [0.025, 0.975])
     return Interval(value, float(low), float(high), n, "95% range over degree-matched random graphs")
