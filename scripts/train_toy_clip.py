@@ -58,7 +58,7 @@ def main() -> None:
         "parameters": sum(p.numel() for p in model.parameters()),
         "stages": {"vision": asdict(VISION), "contrast": asdict(CONTRAST)},
         "minutes": {name: round(value, 1) for name, value in minutes.items()},
-        "device": f"{args.threads} CPU threads, {platform.machine()}",
+        "device": f"{args.threads} CPU thread(s), {platform.machine()}",
         "torch": torch.__version__.split("+")[0],
         "command": f"python scripts/train_toy_clip.py --out DIR --seed {args.seed}",
     }

@@ -67,7 +67,7 @@ def main() -> None:
         "stages": {"vision": asdict(VISION), "turns": asdict(TURNS)},
         "question_kinds": {"uniform_before_step": HARD_FROM, "weights_from_then_on": HARD_KINDS},
         "minutes": {name: round(value, 1) for name, value in minutes.items()},
-        "device": f"{args.threads} CPU threads, {platform.machine()}",
+        "device": f"{args.threads} CPU thread(s), {platform.machine()}",
         "torch": torch.__version__.split("+")[0],
         "command": f"python scripts/train_toy_llava.py --out DIR --seed {args.seed}",
     }
