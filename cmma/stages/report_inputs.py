@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from cmma.stages.splits import resolve_split
 from cmma.stages.table import STAGES
 from cmma.statistics.correction import holm
 
-_PACKAGES = ("cmma", "torch", "transformers", "open_clip_torch", "hydra-core")
 # Metrics of `evaluate` that are shares and print in percent.
 _SHARES = (
     "chair_", "recall", "hallucination_", "objects_described", "question_accuracy", "image_to_text", "text_to_image",
@@ -43,7 +41,9 @@ def gather(config: Config, parents: Mapping[str, Artifact], overrides: Sequence[
         "dataset": {"kind": config.dataset.kind, **data.summary["samples"], "skipped": data.summary["skipped"]},
         "artifacts": [_reference(name, artifact, words) for name, artifact in parents.items()],
         "commands": {stage: f"cmma {stage} {words}".strip() for stage in STAGES},
-        "environment": {name: version(name) for name in _PACKAGES},
+        "environment": {
+            name: number for artifact in parents.values() for name, number in artifact.manifest["software"].items()
+        },
         "traces": [_trace_map(artifact) for name, artifact in parents.items() if name.startswith("trace:")],
     }
     if dictionary is not None:
@@ -82,8 +82,10 @@ def _interpretation(config: Config, data: Artifact, interpret: Artifact) -> dict
     keys = examples["sample"].unique().tolist()
     samples = load_samples(tars_of(data, resolve_split(data, config.interpret.split)), keys)
     shares = interpret.summary["shares"]
+    features = interpret.read_table("features.parquet").assign(layer=layer)
+    features["concept"] = features["concept"].fillna("")  # Parquet has no None among strings
     parts: dict[str, Any] = {
-        "features": interpret.read_table("features.parquet").assign(layer=layer), "examples": examples,
+        "features": features, "examples": examples,
         "images": {sample.key: _thumbnail(sample.image) for sample in samples},
         "captions": {sample.key: sample.caption for sample in samples},
         "specialisation": pd.DataFrame([{
