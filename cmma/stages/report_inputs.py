@@ -22,6 +22,7 @@ from cmma.stages.splits import resolve_split
 from cmma.stages.table import STAGES
 from cmma.statistics.correction import holm
 
+_MODULES = {"residual": "residual stream", "mlp": "MLP output", "attention": "attention output"}
 # Metrics of `evaluate` that are shares and print in percent.
 _SHARES = (
     "chair_", "recall", "hallucination_", "objects_described", "question_accuracy", "image_to_text", "text_to_image",
@@ -104,18 +105,24 @@ def _thumbnail(image: Image.Image) -> Image.Image:
 
 def _trace_map(artifact: Artifact) -> TraceMap:
     cells, summary = artifact.read_table("trace.parquet"), artifact.summary
+    groups = sorted(summary["groups"], key=_place)
 
     def grid(column: str) -> np.ndarray:
-        return cells.pivot(index="row", columns="group", values=column).loc[
-            summary["rows"], summary["groups"]].to_numpy(float)
+        return cells.pivot(index="row", columns="group", values=column).loc[summary["rows"], groups].to_numpy(float)
 
     return TraceMap(
-        title=f"{summary['method'].replace('_', ' ')}: restored residual stream", effect_LP=grid("recovery"),
-        layers=[_layer_of(row, index) for index, row in enumerate(summary["rows"])], positions=summary["groups"],
+        title=f"{summary['method'].replace('_', ' ')}: restored {_MODULES[summary['module']]}", effect_LP=grid("recovery"),
+        layers=[_layer_of(row, index) for index, row in enumerate(summary["rows"])], positions=groups,
         low_LP=grid("recovery_low"), high_LP=grid("recovery_high"),
         metric=f"recovered share of the {summary['readout'].replace('_', ' ')}", n=summary["n_used"],
         artifact=artifact.key,
     )
+
+
+def _place(group: str) -> tuple[int, str, int]:
+    """Order of the columns: the image's parts as they are named, then the words up to the last one."""
+    word = re.fullmatch(r"last(?:-(\d+))?", group)
+    return (1, "", -int(word[1] or 0)) if word else (0, group, 0)
 
 
 def _layer_of(row: str, index: int) -> int:
@@ -139,10 +146,11 @@ def _network(graph: Artifact) -> dict[str, Cell]:
     numbers = graph.summary
     shares, network = numbers["strength"]["shares"], numbers["network"]
 
-    def cell(value: dict[str, Any], scale: float = 1.0, **more: Any) -> Cell:
-        low, high = (None if value[bound] is None else scale * value[bound] for bound in ("low", "high"))
-        centre = None if value["value"] is None else scale * value["value"]
-        return Cell(centre, low, high, kind=value["kind"], n=value["n"], artifact=graph.key, **more)
+    def cell(value: dict[str, Any], scale: float = 1.0, unit: str = "", digits: int = 2) -> Cell:
+        centre, low, high = (None if value[k] is None else scale * value[k] for k in ("value", "low", "high"))
+        return Cell(
+            centre, low, high, kind=value["kind"], n=value["n"], unit=unit, digits=digits, artifact=graph.key
+        )
 
     significant = numbers["strength"]["significant"]["strong"]
     named = {
@@ -153,9 +161,9 @@ def _network(graph: Artifact) -> dict[str, Cell]:
         None if significant is None else 100 * significant, unit="%", digits=1, artifact=graph.key)
     named["average clustering"] = Cell(network["clustering"]["value"], n=network["nodes"], artifact=graph.key)
     named["small-world σ"] = cell(network["small_world"])
-    exponent, rejected = network["power_law"].get("exponent"), network["power_law"].get("rejected")
-    verdict = "" if rejected is None else f"power law {'rejected' if rejected else 'not rejected'}"
-    named["scale-free exponent γ"] = Cell(exponent, kind=verdict, n=network["nodes"], artifact=graph.key)
+    law = network["power_law"]
+    named["scale-free exponent γ"] = Cell(law["exponent"], n=law["n"], artifact=graph.key)
+    named["power law of the degrees"] = Cell(law["verdict"], artifact=graph.key)
     return named
 
 
@@ -164,10 +172,9 @@ def _evaluation(artifact: Artifact) -> dict[str, dict[str, Cell]]:
     for row in artifact.read_table("metrics.parquet").to_dict("records"):
         share = row["metric"].startswith(_SHARES)
         scale = 100.0 if share else 1.0
-        bounds = [None if pd.isna(row[bound]) else scale * row[bound] for bound in ("low", "high")]
-        value = None if pd.isna(row["value"]) else scale * row["value"]
+        value, low, high = (None if pd.isna(row[k]) else scale * row[k] for k in ("value", "low", "high"))
         found.setdefault(row["split"], {})[row["metric"]] = Cell(
-            value, *bounds, kind=row["kind"], n=int(row["n"]), unit="%" if share else "", digits=1 if share else 3,
+            value, low, high, kind=row["kind"], n=int(row["n"]), unit="%" if share else "", digits=1 if share else 3,
             artifact=artifact.key,
         )
     return found
