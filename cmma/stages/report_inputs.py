@@ -111,7 +111,8 @@ def _trace_map(artifact: Artifact) -> TraceMap:
         return cells.pivot(index="row", columns="group", values=column).loc[summary["rows"], groups].to_numpy(float)
 
     return TraceMap(
-        title=f"{summary['method'].replace('_', ' ')}: restored {_MODULES[summary['module']]}", effect_LP=grid("recovery"),
+        title=f"{summary['method'].replace('_', ' ')}: restored {_MODULES[summary['module']]}",
+        effect_LP=grid("recovery"),
         layers=[_layer_of(row, index) for index, row in enumerate(summary["rows"])], positions=groups,
         low_LP=grid("recovery_low"), high_LP=grid("recovery_high"),
         metric=f"recovered share of the {summary['readout'].replace('_', ' ')}", n=summary["n_used"],

@@ -26,7 +26,8 @@ def run(stage: Stage) -> dict[str, Any]:
     })
     strongest = cells.loc[cells["effect"].abs().idxmax()] if cells["effect"].notna().any() else None
     return {
-        "method": config.method, "module": config.module, **_finite(result.totals()), "rows": list(result.rows), "groups": list(result.groups),
+        "method": config.method, "module": config.module, **_finite(result.totals()),
+        "rows": list(result.rows), "groups": list(result.groups),
         "strongest": None if strongest is None else f"{strongest['row']} × {strongest['group']}",
         "strongest_recovery": None if strongest is None else float(strongest["recovery"]),
     }
