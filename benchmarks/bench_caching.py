@@ -2,8 +2,8 @@
 
     python benchmarks/bench_caching.py [--model toy_llava] [--samples 256] [--rounds 7]
 
-"bare" runs the collated batches through the model and throws the result away. "collate" adds the processor. "caching" is
-what `cmma cache-activations` does per shard: collate, trace, choose records, write the shard.
+"bare" runs the collated batches through the model and throws the result away. "collate" adds the processor. "caching"
+is what `cmma cache-activations` does per shard: collate, trace, choose records, write the shard.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from cmma.artifacts.shards import ShardWriter
 from cmma.artifacts.store import Artifact
 from cmma.config import load_group, schema, to_config
 from cmma.console import say
+from cmma.data.samples import Sample
 from cmma.models import load_model
+from cmma.models.base import Batch
 from cmma.models.spec import ModelSpec
 from cmma.stages.cache_activations import capture_of
 from cmma.testbed.generate import generate_samples
@@ -50,7 +52,7 @@ def main() -> None:
     groups = [samples[start : start + what.batch_size] for start in range(0, len(samples), what.batch_size)]
     generative = model.kind == "generative"
 
-    def collate(group):  # noqa: ANN001, ANN202 - a batch of whatever the adapter makes
+    def collate(group: list[Sample]) -> Batch:
         captions = [sample.caption for sample in group]
         return model.collate(group, [model.spec.prompt] * len(group), captions) if generative else model.collate(group)
 
@@ -78,7 +80,8 @@ def main() -> None:
         for _ in range(options.rounds):
             for name, work in variants.items():
                 times[name].append(seconds(work))
-    say(f"{options.model}, {len(samples)} samples, {torch.get_num_threads()} threads, median of {options.rounds} rounds")
+    threads = torch.get_num_threads()
+    say(f"{options.model}, {len(samples)} samples, {threads} threads, median of {options.rounds} rounds")
     for name in variants:
         share = statistics.median(one / other for one, other in zip(times["bare"], times[name], strict=True))
         rate = len(samples) / statistics.median(times[name])

@@ -30,7 +30,8 @@ def commit(artifact):
 
 def write_shard(artifact, chunk, rank=0):
     rows = torch.arange(6, dtype=torch.float32).reshape(3, 2) + chunk
-    ShardWriter(artifact, rank).write(chunk, {"layer.0": rows}, rows=3, cursor={"start": 3 * chunk, "stop": 3 * chunk + 3})
+    cursor = {"start": 3 * chunk, "stop": 3 * chunk + 3}
+    ShardWriter(artifact, rank).write(chunk, {"layer.0": rows}, rows=3, cursor=cursor)
 
 
 def test_manifest_is_the_commit(artifact):
@@ -49,9 +50,14 @@ def test_manifest_is_the_commit(artifact):
 def test_failed_write_leaves_nothing(tmp_path):
     target = tmp_path / "a.json"
     target.write_text("old")
-    with pytest.raises(ValueError, match="boom"), atomic_path(target) as temporary:
-        temporary.write_text("new")
-        raise ValueError("boom")
+
+    def write_and_fail():
+        with atomic_path(target) as temporary:
+            temporary.write_text("new")
+            raise ValueError("boom")
+
+    with pytest.raises(ValueError, match="boom"):
+        write_and_fail()
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.json"]
 

@@ -54,9 +54,8 @@ def test_a_mistake_is_one_line_that_names_it(tmp_path, words, status, expected):
 def test_missing_parents_are_named_with_the_command_that_makes_them(tmp_path):
     result = cmma("train-sae", "model=llava13b", "sae.lambda1=3e-3", cwd=tmp_path)
     assert result.returncode == 3
-    assert only_line(result).endswith(
-        "run: cmma prepare-data model=llava13b sae.lambda1=3e-3 && cmma cache-activations model=llava13b sae.lambda1=3e-3"
-    )
+    words = "model=llava13b sae.lambda1=3e-3"
+    assert only_line(result).endswith(f"run: cmma prepare-data {words} && cmma cache-activations {words}")
 
 
 def test_help_lists_every_stage_and_imports_nothing_heavy(tmp_path):

@@ -35,7 +35,8 @@ def test_yaml_and_presets_agree(arch):
         ({"arch": "gated"}, "sae.arch"), ({"n_latents": 0}, "sae.n_latents"), ({"lambda2": -1.0}, "sae.lambda2"),
         ({"tau": 2.0}, "sae.tau"), ({"arch": "topk", "k": 2048}, "sae.k"), ({"ema_decay": 1.0}, "sae.ema_decay"),
         ({"reduction": "max"}, "sae.reduction"), ({"any": "all"}, "sae.any"),
-        ({"arch": "topk", "adaptive_sparsity": True}, "sae.adaptive_sparsity"), ({"lambda1": float("nan")}, "sae.lambda1"),
+        ({"arch": "topk", "adaptive_sparsity": True}, "sae.adaptive_sparsity"),
+        ({"lambda1": float("nan")}, "sae.lambda1"),
     ],
 )
 def test_a_wrong_value_is_named(wrong, named):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,8 @@ def test_a_saved_dictionary_comes_back_to_the_bit(tmp_path, arch, attention):
     assert torch.equal(one(acts_BD, modality_B).reconstruction_BD, two(acts_BD, modality_B).reconstruction_BD)
     assert {name: value.tolist() for name, value in one.state_dict().items()} == {
         name: value.tolist() for name, value in load_file(folder / "sae.safetensors").items()}
-    assert one.W_enc.requires_grad and not list(folder.glob("*.tmp"))
+    assert one.W_enc.requires_grad
+    assert not list(folder.glob("*.tmp"))
 
 
 def rewrite(folder: Path, change) -> None:
@@ -55,7 +57,7 @@ def redescribe(folder: Path, **changes) -> None:
 
 DAMAGES = {
     "b_enc has shape": lambda f: rewrite(f, lambda t: t.update(b_enc=torch.zeros(11))),
-    "W_dec holds values that are not finite": lambda f: rewrite(f, lambda t: t["W_dec"].view(-1)[3].fill_(float("nan"))),
+    "W_dec holds values that are not finite": lambda f: rewrite(f, lambda t: t["W_dec"].view(-1)[3].fill_(math.nan)),
     "unknown key W_gate": lambda f: rewrite(f, lambda t: t.update(W_gate=torch.zeros(1))),
     "missing key b_pre": lambda f: rewrite(f, lambda t: t.pop("b_pre")),
     "W_enc is torch.float64": lambda f: rewrite(f, lambda t: t.update(W_enc=t["W_enc"].double())),

@@ -25,13 +25,14 @@ def latents(n: int, k: int, seed: int = 0, dtype: torch.dtype = torch.float32) -
     return torch.randn(n, k, generator=torch.Generator().manual_seed(seed), dtype=dtype).relu()
 
 
-# --- Eq. 5 -------------------------------------------------------------------------------------------------------------
+# --- Eq. 5 ----------------------------------------------------------------------------------------------------------
 
 def test_balanced_selectivities_sum_to_two():  # E[a | any] is the mean of the two modality means
     visual_K, textual_K = latents(2, 50).add(0.01)
     found = selectivity(visual_K, textual_K)
     torch.testing.assert_close(found.visual_K + found.textual_K, torch.full((50,), 2.0))
-    assert (found.product_K >= 0).all() and (found.product_K <= 1 + 1e-6).all()
+    assert (found.product_K >= 0).all()
+    assert (found.product_K <= 1 + 1e-6).all()
 
 
 def test_empirical_weights_are_the_shares_of_the_records():
@@ -44,7 +45,8 @@ def test_a_silent_latent_has_no_selectivity_and_no_gradient():
     mean_MK = torch.zeros(2, 3, requires_grad=True)
     product_K = selectivity(mean_MK[0], mean_MK[1]).product_K
     product_K.sum().backward()
-    assert product_K.eq(0).all() and mean_MK.grad.eq(0).all()
+    assert product_K.eq(0).all()
+    assert mean_MK.grad.eq(0).all()
 
 
 @pytest.mark.parametrize("share", [0.5, 0.8])
@@ -53,7 +55,7 @@ def test_selectivity_gradient(share):
     assert torch.autograd.gradcheck(lambda v, t: selectivity(v, t, share).product_K, (visual_K, textual_K))
 
 
-# --- sums and their moving averages --------------------------------------------------------------------------------------
+# --- sums and their moving averages ---------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("n_labels", [0, 3])
 def test_latent_sums_gradient_across_column_groups(monkeypatch, n_labels):
@@ -84,7 +86,7 @@ def test_moving_sums_are_means_weighted_by_age():
     assert sums.count_M.tolist() == [4 * 0.25 + 1, 0.0]
 
 
-# --- Eq. 4 and 6 -------------------------------------------------------------------------------------------------------
+# --- Eq. 4 and 6 ----------------------------------------------------------------------------------------------------
 
 def test_cross_penalty_is_a_hinge():
     found = Selectivity(torch.tensor([2.0, 1.0, 1.9]), torch.tensor([0.0, 1.0, 0.1]))  # products 0, 1, 0.19
@@ -155,7 +157,7 @@ def test_information_gradient():
     assert torch.autograd.gradcheck(information, (latents_BK,))
 
 
-# --- the whole objective -------------------------------------------------------------------------------------------------
+# --- the whole objective --------------------------------------------------------------------------------------------
 
 def batch(n: int = 60, k: int = 30, d: int = 5) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(1)
