@@ -125,7 +125,8 @@ class InterventionConfig:
         source: substitute and combine take the other sample's activations as their `mean` over its tokens, one value
             per feature, or `aligned` position by position (samples whose tokens correspond, such as image pairs).
         keep_error: pass the dictionary's reconstruction error through: h' = h + decode(a') - decode(a).
-        readout: `auto` = log_probability of the right answer, cosine for a dual encoder.
+        readout: `auto` = logit_difference from the wrong answer that the clean model likes best (log_probability where
+            there is no other answer), cosine for a dual encoder.
         n_controls: draws of random features (matched in density) and of random directions (equal in norm).
         max_samples: samples that the effect is measured on.
         batch_size: samples in one forward pass.

@@ -9,8 +9,8 @@ from cmma.causal.config import InterventionConfig
 from cmma.causal.effects import InterventionResult
 from cmma.causal.interventions import Intervention, Texts, dose_response, generate_texts, run_intervention
 from cmma.causal.queries import Query, assert_disjoint, caption_queries, question_queries
-from cmma.causal.readout import make_readout
 from cmma.causal.selection import Selection, select_features
+from cmma.cmig.readout import prepare_readout
 from cmma.data.samples import Sample
 from cmma.errors import DataError
 from cmma.models.base import MultimodalModel
@@ -49,7 +49,9 @@ def intervene(
     choosing, measuring = divide(samples, config.selection.n_samples, config.max_samples)
     selection_queries, effect_queries = queries_for(model, choosing), queries_for(model, measuring)
     assert_disjoint(selection_queries, effect_queries)
-    readout = make_readout(model, config.readout, "log_probability")
+    # A readout that saturates where the model is sure (its log-probabilities are near 0) would show no effect there.
+    readout, prepared = prepare_readout(model, [*selection_queries, *effect_queries], config.readout, config.batch_size)
+    selection_queries, effect_queries = prepared[: len(selection_queries)], prepared[len(selection_queries) :]
 
     selection = select_features(
         model, sae, layer, selection_queries, readout, config.selection,
