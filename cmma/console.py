@@ -7,9 +7,17 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Task as RichTask
-from rich.progress import ProgressColumn
 from rich.text import Text
 
 Item = TypeVar("Item")
@@ -27,7 +35,7 @@ class _Rate(ProgressColumn):
 class Bar:
     """Handle on one progress bar."""
 
-    def __init__(self, rich_progress: Progress, task_id: int) -> None:
+    def __init__(self, rich_progress: Progress, task_id: TaskID) -> None:
         self._progress, self._task = rich_progress, task_id
 
     def advance(self, amount: float = 1) -> None:
@@ -40,7 +48,7 @@ class Bar:
 
 
 @contextmanager
-def progress(label: str, total: float | None, done: float = 0) -> Iterator[Bar]:
+def progress(label: str, total: float | None, done: int = 0) -> Iterator[Bar]:
     """A bar with rate and time left. Silent when stderr is not a terminal.
 
     Args:

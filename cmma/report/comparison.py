@@ -99,7 +99,7 @@ def _trace_row(trace: TraceMap) -> Row:
     effect = np.asarray(trace.effect_LP, dtype=float)
     if not np.isfinite(effect).any():
         return Row(trace.title, (missing(),) * 4)
-    layer, position = np.unravel_index(np.nanargmax(np.abs(effect)), effect.shape)
+    layer, position = (int(index) for index in np.unravel_index(np.nanargmax(np.abs(effect)), effect.shape))
     bounds = [None if bound is None else float(np.asarray(bound)[layer, position])
               for bound in (trace.low_LP, trace.high_LP)]
     return Row(trace.title, (

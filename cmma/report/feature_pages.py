@@ -133,8 +133,9 @@ def _facts(row: Mapping[str, Any]) -> list[tuple[str, Cell, str]]:
 
 def _selectivity(row: Mapping[str, Any], tau: float) -> tuple[Markup, Markup]:
     def interval(key: str, label: str, colour: str) -> tuple[str, float, float, float, str]:
-        values = (_finite(row.get(name)) for name in (key, f"{key}_low", f"{key}_high"))
-        return (label, *(float("nan") if value is None else value for value in values), colour)
+        found = (_finite(row.get(name)) for name in (key, f"{key}_low", f"{key}_high"))
+        value, low, high = (float("nan") if number is None else number for number in found)
+        return label, value, low, high, colour
 
     pair = [interval("s_visual", "Sᵛ visual", "visual"), interval("s_textual", "Sᵗ textual", "textual")]
     return (figures.interval_rows(pair, 0.0, 2.0, [(1.0, "1")]),

@@ -14,8 +14,10 @@ from cmma.report.tables import Cell
 UNSAID = "kind not stated"
 
 
-def _percent(value: float, error: float | None = None, kind: str = UNSAID, **bounds: float) -> Cell:
-    return Cell(value, error=error, kind=kind if error is not None else "", unit="%", digits=1, **bounds)
+def _percent(
+    value: float, error: float | None = None, kind: str = UNSAID, low: float | None = None, high: float | None = None
+) -> Cell:
+    return Cell(value, low, high, error, kind if error is not None else "", unit="%", digits=1)
 
 
 def _number(value: float, error: float | None = None, digits: int = 2, kind: str = UNSAID) -> Cell:

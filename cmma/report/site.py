@@ -133,8 +133,9 @@ def _cards(inputs: ReportInputs) -> list[dict[str, Any]]:
 
 
 def _best(frame: pd.DataFrame | None, column: str, command: str) -> Cell:
-    measured = frame is not None and column in frame and frame[column].notna().any()
-    return Cell(float(frame[column].min()), digits=3) if measured else Cell(command=command)
+    if frame is None or column not in frame or not frame[column].notna().any():
+        return Cell(command=command)
+    return Cell(float(frame[column].min()), digits=3)
 
 
 def _densities(features: pd.DataFrame | None) -> Markup | None:
@@ -178,18 +179,21 @@ def _graphs(inputs: ReportInputs, index: FeatureIndex) -> list[dict[str, Any]]:
 def _causal_map(trace: TraceMap) -> dict[str, Any]:
     effect = np.asarray(trace.effect_LP, dtype=float)
     bounded = trace.low_LP is not None and trace.high_LP is not None
-    titles = [
-        [f"layer {layer}, {position}: {effect[r, c]:.3g}"
-         + (f" [{trace.low_LP[r][c]:.3g}, {trace.high_LP[r][c]:.3g}]" if bounded else "")
-         for c, position in enumerate(trace.positions)]
-        for r, layer in enumerate(trace.layers)
-    ]
+    low_LP, high_LP = (np.asarray(side) if bounded else None for side in (trace.low_LP, trace.high_LP))
+
+    def title(row: int, column: int) -> str:
+        text = f"layer {trace.layers[row]}, {trace.positions[column]}: {effect[row, column]:.3g}"
+        if low_LP is None or high_LP is None:
+            return text
+        return f"{text} [{low_LP[row, column]:.3g}, {high_LP[row, column]:.3g}]"
+
+    titles = [[title(row, column) for column in range(len(trace.positions))] for row in range(len(trace.layers))]
     best = int(np.nanargmax(np.nanmax(np.abs(np.nan_to_num(effect)), axis=0)))
-    bounds = [np.asarray(side)[:, best] if bounded else None for side in (trace.low_LP, trace.high_LP)]
+    low_L, high_L = (None if side is None else side[:, best] for side in (low_LP, high_LP))
     return {
         "trace": trace, "best": trace.positions[best],
         "figure": figures.heat_map(effect, [str(layer) for layer in trace.layers], trace.positions, "layer", titles),
-        "profile": figures.profile([float(x) for x in trace.layers], effect[:, best], *bounds, "layer"),
+        "profile": figures.profile([float(x) for x in trace.layers], effect[:, best], low_L, high_L, "layer"),
     }
 
 

@@ -58,7 +58,7 @@ class Cell:
 
     def number(self) -> str:
         """The value alone, with its unit; "not measured" when missing."""
-        if not self.measured:
+        if self.value is None or not self.measured:
             return NOT_MEASURED
         return self.value if isinstance(self.value, str) else _number(self.value, self.digits) + self.unit
 
