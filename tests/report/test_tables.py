@@ -94,7 +94,7 @@ def test_an_empty_report_says_not_measured_in_every_table():
     made = tables(ReportInputs(commands={"evaluate": "cmma evaluate model=toy_llava"}))
     for table in made.values():
         assert any(not cell.measured for row in table.rows for cell in row.cells), table.name
-    assert "cmma evaluate model=toy_llava" in made["hallucination"].to_markdown()
+    assert "cmma evaluate model=toy_llava" in made["evaluation"].to_markdown()
 
 
 def test_measured_cells_stand_beside_the_papers(inputs):
