@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -96,7 +97,7 @@ def _latent_gradients(
         leaves.append(leaf_NK)
         return sae.decode(leaf_NK, modality_N) + error_ND
 
-    with torch.enable_grad(), splice(model, layer, TokenEdit(through_leaf, tokens=tokens, phase="prefill")):
+    with torch.enable_grad(), splice(model, layer, TokenEdit(through_leaf, cast(Any, tokens), "prefill")):
         scores_B = readout(batch, queries)
     gradients = torch.autograd.grad(scores_B.sum(), leaves, allow_unused=True)
     return [

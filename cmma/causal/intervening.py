@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cmma.causal.config import InterventionConfig
 from cmma.causal.effects import InterventionResult
@@ -61,7 +62,7 @@ def intervene(
     intervention = Intervention(
         config.kind, features, config.strength, config.tokens, config.phase, config.keep_error, config.source
     )
-    options = {
+    options: dict[str, Any] = {
         "density_K": selection.density_K, "n_controls": config.n_controls,
         "batch_size": config.batch_size, "seed": config.seed,
     }  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -132,7 +133,7 @@ def run_intervention(
 
 def dose_response(
     model: MultimodalModel, sae: SparseAutoencoder, layer: int, queries: Sequence[Query], intervention: Intervention,
-    readout: Readout, strengths: Sequence[float], **options: object,
+    readout: Readout, strengths: Sequence[float], **options: Any,
 ) -> list[InterventionResult]:  # fmt: skip
     """`run_intervention` at every strength (α of Eq. 9, β of Eq. 11, clamped values), same controls at each."""
     return [
@@ -242,7 +243,7 @@ def read_latents(
         reads.append((sae.encode(acts_ND, modality_N)[:, columns], where))
         return acts_ND
 
-    with splice(model, layer, TokenEdit(read, tokens=tokens, phase="prefill")):
+    with splice(model, layer, TokenEdit(read, cast(Any, tokens), "prefill")):
         model(**batch)
     n_rows = len(next(iter(batch.values())))
     length = max((int(where.position.max()) + 1 for _, where in reads), default=0)

@@ -178,7 +178,8 @@ def _resumed_scores(
     stream_RSD = corrupt_acts[site].repeat(len(cells), 1, 1)
     for row, cell in enumerate(cells):
         stream_RSD[row, cell.positions] = clean_acts[site][cell.positions]
-    above = inputs_above(model, int(_BLOCK.match(site)["layer"]), corrupt.batch).rows([0] * len(cells))
+    layer = int(site.split(".")[-2])
+    above = inputs_above(model, layer, corrupt.batch).rows([0] * len(cells))
     with resumed(model, 0, {site: stream_RSD}):
         return run_scores(model, Run(corrupt.query, above, corrupt.edits), readout, len(cells))
 

@@ -17,7 +17,7 @@ from cmma.errors import ConfigError
 from cmma.modality import Modality
 from cmma.models.base import MultimodalModel
 
-LAST = "last"
+LAST, CLS = "last", "CLS"
 
 
 def position_groups(
@@ -28,10 +28,10 @@ def position_groups(
     Args:
         stream: `language` (generative models), `vision` or `text` (the towers of a dual encoder).
         image: `objects`, `each`, `whole` or `none`; `objects` falls back to `whole` where no mask is known.
-        text: `each`, `whole` or `none`; the last token (last prompt token, EOT) is always a group of its own.
+        text: `each`, `whole` or `none`. The last token (of the prompt, or EOT) and CLS are always groups of their own.
 
     Raises:
-        ConfigError: a group that the model's stream does not have.
+        ConfigError: a stream that the model does not have, or that has no groups (LLaVA's vision tower).
     """
     allowed = ("language",) if model.kind == "generative" else ("vision", "text")
     if stream not in allowed:
@@ -42,12 +42,12 @@ def position_groups(
         grid = model.image_grid(clean.batch)
         for name, index in patch_groups(clean.query.sample, corrupt.query.sample, grid, image).items():
             groups[name] = patches_P[torch.as_tensor(index)]
-    if stream != "vision":
+    if stream == "vision":
+        groups[CLS] = model.pooled_position(clean.batch, Modality.VISUAL).cpu()
+    else:
         end = int(model.pooled_position(clean.batch, Modality.TEXTUAL)[0])
         modality_S = model.token_modality(clean.batch)[0].cpu()
         groups |= token_groups(modality_S, end, text)
-    if not groups:
-        raise ConfigError(f"trace.image_positions={image} leaves no position group in the {stream} stream")
     return groups
 
 
@@ -100,6 +100,7 @@ def object_patches(sample: Sample, objects: list[int] | np.ndarray, grid: tuple[
     The mask goes through the geometry of the usual preprocessing: shorter side to the grid, centre crop.
     """
     rows, columns = grid
+    assert sample.mask is not None
     shown = np.isin(sample.mask, [index + 1 for index in objects])
     height, width = shown.shape
     side = min(height, width)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ class Readout(ABC):
     name: str
 
     def __init__(self, model: MultimodalModel) -> None:
-        self.model = model
+        self.model: Any = model  # answers and cosines are offered by one kind of model each
 
     @abstractmethod
     def __call__(self, batch: Batch, queries: Sequence[Query]) -> Tensor:

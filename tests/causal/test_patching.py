@@ -177,9 +177,10 @@ def test_dual_encoder_trace_reads_out_at_cls(tiny_clip, pairs):
     config = TraceConfig(method="semantic_pair", image_positions="whole", correct_only=False, max_samples=3)
     result = trace(tiny_clip, pairs, config)
     assert result.readout == "cosine"
-    assert result.groups == ("image",)
+    assert result.groups == ("image", "CLS")
     assert result.rows[-1] == "vision.layers.3.resid_post"
     np.testing.assert_allclose(result.score_CRG[:, -1, 0], result.low_C, atol=1e-6)
+    np.testing.assert_allclose(result.score_CRG[:, -1, 1], result.high_C, atol=1e-6)
     assert (np.abs(result.score_CRG[:, 0, 0] - result.low_C) > 1e-6).all()
 
 
