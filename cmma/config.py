@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cmma.causal.config import InterventionConfig, TraceConfig
 from cmma.cmig.config import CMIGConfig
@@ -287,12 +287,13 @@ def _unlock(node: DictConfig) -> None:
             _unlock(child)
 
 
-def to_config(composed: DictConfig) -> Config:
+def to_config(composed: DictConfig | ListConfig) -> Config:
     """A composed configuration as frozen objects. Raises ConfigError where a rule between values is broken."""
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     if config.seed < 0:
         raise ConfigError(f"seed={config.seed} is negative")
+    config.sae_layer()  # raises when a layer is out of range
     return config
 
 

@@ -32,6 +32,11 @@ COLUMNS = {
         "arch": "arch", "layer": "layer", "n_latents": "latents", "seed": "seed", "fvu": "FVU",
         "l0_visual": "L0 visual", "l0_textual": "L0 textual", "dead_fraction": "dead",
     },
+    "interpret": {"samples": "samples", "live": "live", "shares": "class shares in percent"},
+    "trace": {"method": "method", "n_used": "images", "total_effect": "total effect", "strongest": "strongest cell"},
+    "intervene": {"kind": "kind", "readout": "readout", "shift": "shift", "d": "d"},
+    "build-cmig": {"features": "features", "samples": "samples", "pairs": "pairs", "significant_excess": "significant"},
+    "evaluate": {"samples": "samples"},
 }
 
 

@@ -37,7 +37,7 @@ Row = dict[str, Any]
 def run(stage: Stage) -> dict[str, Any]:
     """Measure the model on every evaluation split; summary: the headline metrics, and what was not measured and why."""
     metric, data = stage.config.metric, stage.parents["prepare-data"]
-    splits = [split for split in ("balanced", "counter", "held_out") if split in _splits(data)]
+    splits: list[str] = [split for split in ("balanced", "counter", "held_out") if split in _splits(data)]
     samples = {split: load_split(data, split, 0, metric.n_samples) for split in splits}
     model = load_model(stage.config.model, stage.device)
     said = {split: _generate(stage, model, split, samples[split]) for split in splits}

@@ -35,7 +35,7 @@ def run(stage: Stage) -> dict[str, Any]:
     texts = _texts(outcome)
     stage.artifact.write_jsonl("generations.jsonl", texts)
     truth = {sample.key: visible_shapes(sample) for sample in samples if sample.objects}
-    summary = {
+    summary: dict[str, Any] = {
         "kind": config.kind, "features": list(outcome.result.features), "readout": outcome.result.readout,
         "rank_correlation": _number(outcome.selection.rank_correlation),
         **{name: _number(effects[name].iloc[0]) for name in ("n", "shift", "shift_low", "shift_high", "d")},

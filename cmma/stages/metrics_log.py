@@ -6,7 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from cmma.artifacts.files import write_text
 from cmma.config import Config
@@ -28,7 +28,7 @@ class MetricsLog:
             import wandb
 
             self._wandb = wandb.init(
-                project=self._config.logger.project, mode=self._config.logger.mode, dir=self._path.parent.parent,
+                project=self._config.logger.project, mode=cast(Any, self._config.logger.mode), dir=self._path.parent.parent,
                 config=dataclasses.asdict(self._config), id=self._path.parent.name, resume="allow",
             )
         self._last = None

@@ -19,6 +19,7 @@ from cmma.config import Config
 from cmma.console import say
 from cmma.errors import MissingParent
 from cmma.stages.keys import Keys
+from cmma.stages.publish import publish
 from cmma.stages.table import REPORTED, STAGES, ancestors
 from cmma.stages.variants import variants
 
@@ -141,6 +142,6 @@ def _module(name: str) -> Any:
 
 def _announce(artifact: Artifact, state: str, root: Path) -> Artifact:
     if artifact.stage == "report":
-        _module("report").publish(artifact, root)
+        publish(artifact, root)
     say(f"{artifact.stage} {artifact.key} {state}: {artifact.folder}")
     return artifact
