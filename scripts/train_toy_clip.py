@@ -49,8 +49,8 @@ def main() -> None:
         measure(args.out / "preview", n_images=200)
 
     minutes = {
-        "vision": pretrain_image_tower(model, VISION, args.seed, args.out / "vision.pt"),
-        "contrast": train_contrast(model, CONTRAST, args.seed, args.out / "contrast.pt", preview),
+        "vision": pretrain_image_tower(model, VISION, args.seed, args.out / "vision.safetensors"),
+        "contrast": train_contrast(model, CONTRAST, args.seed, args.out / "contrast.safetensors", preview),
     }
     save_folder(model, config, weights)
     recipe = {

@@ -54,9 +54,9 @@ def main() -> None:
 
     model = build_model(args.seed)
     minutes = {
-        "vision": pretrain_vision(model.model.vision_tower, VISION, args.seed, args.out / "vision.pt"),
+        "vision": pretrain_vision(model.model.vision_tower, VISION, args.seed, args.out / "vision.safetensors"),
         "turns": train_turns(
-            model, TURNS, args.seed, args.out / "turns.pt",
+            model, TURNS, args.seed, args.out / "turns.safetensors",
             preview=lambda: preview(model, args.out / "preview"), compile_layers=not args.eager,
         ),
     }  # fmt: skip

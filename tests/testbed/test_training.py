@@ -85,10 +85,10 @@ def test_a_killed_run_continues_to_the_same_weights(tmp_path):
         train(model, Recipe(steps=30, batch=8, lr=1e-2, warmup=5), _Lines(), loss, checkpoint, save_every=0.0)
         return model.state_dict()
 
-    undisturbed = run(tmp_path / "a.pt")
+    undisturbed = run(tmp_path / "a.safetensors")
     with pytest.raises(Killed):
-        run(tmp_path / "b.pt", kill_at=17)
-    resumed = run(tmp_path / "b.pt")
+        run(tmp_path / "b.safetensors", kill_at=17)
+    resumed = run(tmp_path / "b.safetensors")
     assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)
 
 

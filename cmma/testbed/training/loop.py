@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from cmma.console import say
+from cmma.testbed.training.state import load_state, save_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ def train(
     average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     done, seconds = 0, 0.0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = load_state(checkpoint)
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         average, done, seconds = state["average"], state["step"], state["seconds"]
@@ -116,7 +116,7 @@ def train(
 
     def save(step: int) -> None:
         elapsed = seconds + time.monotonic() - began
-        write_tensors(
+        save_state(
             {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "average": average,
              "step": step, "seconds": elapsed}, checkpoint,
         )  # fmt: skip
@@ -158,13 +158,3 @@ def _with_average(model: nn.Module, average: dict[str, Tensor], then: Callable[[
     model.load_state_dict(average)
     then()
     model.load_state_dict(current)
-
-
-def write_tensors(state: dict[str, Any], path: Path) -> None:
-    """Write tensors and plain numbers so that `path` is always one whole version (read with `weights_only=True`)."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as handle:
-        torch.save(state, handle)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
