@@ -21,6 +21,7 @@ from cmma.causal.queries import (
 )
 from cmma.causal.readout import Readout, batches, make_readout
 from cmma.causal.result import PatchResult
+from cmma.console import warn
 from cmma.data.samples import Sample
 from cmma.errors import ConfigError, DataError
 from cmma.models.base import MultimodalModel
@@ -36,6 +37,8 @@ def trace(model: MultimodalModel, samples: Sequence[Sample], config: TraceConfig
         samples: images with questions (noise) or pairs (`semantic_pair`, `token_replacement`); for a dual encoder their
             captions are the text.
 
+    A model that answers nothing right (random weights) is traced on all cases, with a warning.
+
     Raises:
         DataError: samples without what the method needs, or pairs of unequal length.
         ConfigError: a stream, layer, site or readout that the model does not have.
@@ -47,6 +50,12 @@ def trace(model: MultimodalModel, samples: Sequence[Sample], config: TraceConfig
     rows = trace_rows(model, stream, config)
 
     answered = correct_queries(model, [each.clean for each in contrasts], readout)
+    correct_only = config.correct_only and any(answered)
+    if config.correct_only and not correct_only:
+        warn(
+            f"{model.spec.name} answers none of {len(answered)} cases right; the trace takes all of them, so it shows "
+            "where the readout comes from and not where a right answer does"
+        )
     cases = _noise_cases(model, contrasts, config) if not pairs else [contrast_runs(model, each) for each in contrasts]
     draws = len(cases) // max(1, len(contrasts))
     groups = [
@@ -56,7 +65,7 @@ def trace(model: MultimodalModel, samples: Sequence[Sample], config: TraceConfig
     return activation_patch(
         model, [clean for clean, _ in cases], [corrupt for _, corrupt in cases], rows, groups, readout,
         correct=[answer for answer in answered for _ in range(draws)],
-        correct_only=config.correct_only, rows_per_forward=config.rows_per_forward,
+        correct_only=correct_only, rows_per_forward=config.rows_per_forward,
     )  # fmt: skip
 
 
