@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,16 +14,14 @@ from torch import Tensor
 from cmma.causal.queries import Query
 from cmma.causal.readout import Readout
 from cmma.causal.result import PatchResult
-from cmma.cmig.resume import inputs_above, resumed
 from cmma.console import progress, warn
 from cmma.errors import DataError
 from cmma.hooks import Edit, TokenEdit, Trace, Where
+from cmma.hooks.resume import BLOCK, inputs_above, resumed
 from cmma.models.base import Batch, MultimodalModel
 
 AGREE = 1e-4
 """Resumed against whole passes, relative to the readout; float32 rounding is about 1e-6."""
-
-_BLOCK = re.compile(r"^(?P<tower>.*\.layers\.)(?P<layer>\d+)\.resid_post$")
 
 Positions = Mapping[str, Tensor]
 """Name of a position group → positions in the stream that is patched, int64 [P]."""
@@ -149,8 +146,8 @@ def restore(clean_SD: Tensor, chosen_RS: Tensor) -> TokenEdit:
 def resumable(rows: Mapping[str, Sequence[str]], corrupt: Sequence[Run]) -> bool:
     """Whether every row restores one residual stream that no edit of the corrupt runs touches."""
     edited = {site for run in corrupt for site, _ in run.edits}
-    towers = {match["tower"] for sites in rows.values() for site in sites if (match := _BLOCK.match(site))}
-    return all(len(sites) == 1 and _BLOCK.match(sites[0]) for sites in rows.values()) and not any(
+    towers = {match["tower"] for sites in rows.values() for site in sites if (match := BLOCK.match(site))}
+    return all(len(sites) == 1 and BLOCK.match(sites[0]) for sites in rows.values()) and not any(
         site.startswith(tower) for site in edited for tower in towers
     )
 
@@ -180,7 +177,7 @@ def _resumed_scores(
         stream_RSD[row, cell.positions] = clean_acts[site][cell.positions]
     layer = int(site.split(".")[-2])
     above = inputs_above(model, layer, corrupt.batch).rows([0] * len(cells))
-    with resumed(model, 0, {site: stream_RSD}):
+    with resumed(model, {site: stream_RSD}):
         return run_scores(model, Run(corrupt.query, above, corrupt.edits), readout, len(cells))
 
 

@@ -9,7 +9,7 @@ Four things make it fast, none of them an approximation:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import numpy as np
@@ -21,10 +21,10 @@ from cmma.causal.queries import Query
 from cmma.causal.readout import Readout, batches
 from cmma.cmig.effects import Effects, concatenate, pairwise_effects
 from cmma.cmig.readout import prepare_readout
-from cmma.cmig.resume import can_resume, inputs_above, resumed
 from cmma.cmig.streams import read_streams
 from cmma.console import progress
 from cmma.hooks.edit import Edit, TokenEdit
+from cmma.hooks.resume import can_resume, inputs_above, resumed
 from cmma.hooks.trace import Trace
 from cmma.models.base import Batch, MultimodalModel
 from cmma.sae.architectures.base import SparseAutoencoder
@@ -115,7 +115,7 @@ class FeatureAblation:
         edited = {stream.site: stream.ablated(row_R, off_RK) for stream in self._streams}
         batch, queries = self._batch.rows(row_R), [self.queries[row] for row in row_R.tolist()]
         if self.resumes:
-            with resumed(self.model, self.layer, edited):
+            with resumed(self.model, edited):
                 return self.readout(batch, queries)
         with ExitStack() as stack:
             for site, acts_RSD in edited.items():
@@ -137,7 +137,7 @@ def measure_effects(
     tokens: str = "all",
     rows_at_once: int = 256,
     samples_at_once: int = 256,
-) -> tuple[Effects, Mapping[str, float | int | bool | str]]:
+) -> tuple[Effects, dict[str, int | str]]:
     """Effects of all single features and pairs on the readout of the queries.
 
     Args:
@@ -148,11 +148,14 @@ def measure_effects(
         The effects, and the cost: `rows_run`, `rows_asked`, `resumes`, `readout`.
     """
     score, queries = prepare_readout(model, queries, readout)
-    parts, cost = [], {"rows_run": 0, "rows_asked": 0, "resumes": True, "readout": score.name}
+    parts, rows_run, rows_asked, resumes = [], 0, 0, True
     for batch, some in batches(model, queries, samples_at_once):
         ablation = FeatureAblation(model, sae, layer, batch, some, features, score, tokens, rows_at_once)
         parts.append(pairwise_effects(ablation, features))
-        cost["rows_run"] += ablation.rows_run
-        cost["rows_asked"] += ablation.rows_asked
-        cost["resumes"] = cost["resumes"] and ablation.resumes
+        rows_run += ablation.rows_run
+        rows_asked += ablation.rows_asked
+        resumes = resumes and ablation.resumes
+    cost: dict[str, int | str] = {
+        "rows_run": rows_run, "rows_asked": rows_asked, "resumes": resumes, "readout": score.name,
+    }  # fmt: skip
     return concatenate(parts), cost

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from cmma.causal.queries import Query
 from cmma.causal.readout import batches
 from cmma.cmig.readout import prepare_readout
-from cmma.cmig.resume import inputs_above, resumed
 from cmma.cmig.streams import read_streams
 from cmma.console import track
 from cmma.errors import DataError
+from cmma.hooks.resume import inputs_above, resumed
 from cmma.hooks.trace import Trace
 from cmma.models.base import MultimodalModel
 from cmma.sae.architectures.base import SparseAutoencoder
@@ -62,7 +62,7 @@ def feature_scores(
             model(**batch)
         streams = read_streams(model, sae, layer, acts, batch, range(sae.n_latents), tokens)
         leaves = {stream.site: stream.acts_BSD.clone().requires_grad_() for stream in streams}
-        with torch.enable_grad(), resumed(model, layer, leaves):
+        with torch.enable_grad(), resumed(model, leaves):
             total = score(inputs_above(model, layer, batch), some).sum()
         gradients = torch.autograd.grad(total, list(leaves.values()))
         effect_BK = torch.zeros(len(some), sae.n_latents, device=model.device)

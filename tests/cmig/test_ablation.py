@@ -11,10 +11,8 @@ from cmma.causal.readout import collate_queries
 from cmma.cmig import ablation as module
 from cmma.cmig.ablation import FeatureAblation, measure_effects
 from cmma.cmig.readout import prepare_readout, with_rivals
-from cmma.cmig.resume import resumed
 from cmma.cmig.selection import feature_scores
 from cmma.hooks.edit import Edit, TokenEdit
-from cmma.hooks.trace import Trace
 
 LAYER = 1
 SETS = [(), (3,), (7,), (11,), (20,), (3, 7), (3, 11), (7, 20), (11, 20), (3, 7, 20)]
@@ -102,20 +100,6 @@ def test_silent_features_cost_nothing_and_change_nothing(tiny, dictionary, asked
     assert np.array_equal(values[3], values[1])
     assert ablation.rows_asked == 4 * len(queries)
     assert ablation.rows_run <= 2 * len(queries)
-
-
-@torch.no_grad()
-def test_passes_resume_above_a_layer_and_the_model_is_left_as_it_was(tiny, asked):
-    readout, queries = asked
-    batch = collate_queries(tiny, queries)
-    site, after = f"language.layers.{LAYER}.resid_post", f"language.layers.{LAYER + 1}.resid_post"
-    with Trace(tiny, [site, after]) as whole:
-        before = readout(batch, queries)
-    with resumed(tiny, LAYER, {site: whole[site]}), Trace(tiny, [after]) as again:
-        readout(batch, queries)
-    torch.testing.assert_close(again[after], whole[after], atol=1e-6, rtol=0)
-    assert torch.equal(readout(batch, queries), before)
-    assert all("forward" not in vars(child) for child in tiny.module.modules())
 
 
 def test_effects_of_samples_in_chunks_equal_all_at_once(tiny, dictionary, scenes):

@@ -10,25 +10,32 @@ from typing import Any
 from torch import Tensor, nn
 
 from cmma.models.base import Batch, MultimodalModel
+from cmma.models.sites import UnknownSite
 
-_BLOCK = re.compile(r"^(?P<tower>.*\.layers\.)(?P<layer>\d+)\.resid_post$")
+BLOCK = re.compile(r"^(?P<tower>.*\.layers\.)(?P<layer>\d+)\.resid_post$")
+"""Sites where a pass can start: the outputs of numbered blocks."""
 
 
 def can_resume(model: MultimodalModel, layer: int) -> bool:
     """Whether all record sites of `layer` are outputs of numbered blocks, which `resumed` needs."""
-    return all(_BLOCK.match(place.site) for place in model.record_sites(layer))
+    return all(BLOCK.match(place.site) for place in model.record_sites(layer))
 
 
 @contextmanager
-def resumed(model: MultimodalModel, layer: int, streams: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the block, forward passes start at the record sites of `layer` with `streams[site]` [R, S, D].
+def resumed(model: MultimodalModel, streams: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within the block, forward passes start at the outputs of blocks, with `streams[site]` [R, S, D].
 
     The blocks below pass their input on untouched and the block itself returns the given stream; embeddings, masks
     and position encodings are the model's own. Exact for a stack of blocks that hand on one tensor.
+
+    Raises:
+        UnknownSite: a site that is not the output of a numbered block.
     """
     with ExitStack() as stack:
         for site, stream_RSD in streams.items():
-            block = _BLOCK.match(site)
+            block = BLOCK.match(site)
+            if block is None:
+                raise UnknownSite(f"{model.spec.name}: passes resume at the output of a block, which {site!r} is not")
             for below in range(int(block["layer"])):
                 stack.enter_context(_forward(model.site(f"{block['tower']}{below}.resid_post").module, _pass_on))
             stack.enter_context(_forward(model.site(site).module, lambda *_, given=stream_RSD, **__: given))
