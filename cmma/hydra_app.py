@@ -130,9 +130,9 @@ def _known_keys() -> Iterator[str]:
     from cmma.config import schema
 
     def walk(node: DictConfig, prefix: str) -> Iterator[str]:
-        for key in node:
+        for key in map(str, node):
             child = node._get_node(key)
-            yield f"{prefix}{key}"
+            yield prefix + key
             if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
                 yield from walk(child, f"{prefix}{key}.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -135,4 +136,5 @@ def _concatenate(parts: list[RecordBatch]) -> RecordBatch:
         return parts[0]
     names = ("acts_BD", "modality_B", "sample_B", "position_B", "context_BCD", "labels_BL")
     columns = ([getattr(part, name) for part in parts] for name in names)
-    return RecordBatch(*(None if column[0] is None else torch.cat(column) for column in columns))
+    joined: list[Any] = [None if column[0] is None else torch.cat(column) for column in columns]
+    return RecordBatch(*joined)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ _CONTEXT = 4  # pooled vectors per modality, read only by dictionaries with cros
 _PIECE_MARKS = ("▁", "Ġ", "</w>")  # a space, as SentencePiece, byte-level BPE and CLIP's BPE write it
 
 
-class EncodedSample(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class EncodedSample:
     """The latents of one sample's tokens; dropped tokens and joint views are left out.
 
     Attributes:

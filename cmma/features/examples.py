@@ -6,6 +6,8 @@ random priority among the activating samples, or a random priority among the sil
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 import torch
@@ -65,7 +67,7 @@ class ExampleCollector:
         """A function of (seed, sample) alone, so that the batch size does not change what is drawn."""
         return torch.from_numpy(np.random.default_rng((self.seed, sample)).random(n_features, dtype=np.float32))
 
-    def table(self, features: np.ndarray, n_bands: int = 4, per_band: int = 3) -> pd.DataFrame:
+    def table(self, features: Iterable[int], n_bands: int = 4, per_band: int = 3) -> pd.DataFrame:
         """Chosen samples in long form: `feature, band, rank, sample, position, activation`.
 
         Bands: "top", then "q4" … "q1" (quarters of the activating samples' distribution, strongest first, without those

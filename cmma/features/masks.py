@@ -97,8 +97,9 @@ def mask_iou(
             if found.patches_P is None:
                 continue
             sample = samples[masked[found.index]]
-            coverage = {name: cell_coverage(_square(concept_mask(sample, name)), *found.grid).ravel()
-                        for name in set(concepts.values())}
+            masks = {name: concept_mask(sample, name) for name in set(concepts.values())}
+            coverage = {name: cell_coverage(_square(mask_HW), *found.grid).ravel()
+                        for name, mask_HW in masks.items() if mask_HW is not None}
             area_P = cell_coverage(_square(np.ones_like(sample.mask, dtype=bool)), *found.grid).ravel()
             coverage_PK = np.stack([coverage[concepts[feature]] for feature in features], axis=1)
             overlap.add(found.latents_TK[found.patches_P][:, features], torch.from_numpy(coverage_PK),

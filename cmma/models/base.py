@@ -74,9 +74,11 @@ class MultimodalModel(ABC):
         module: the network itself; always in evaluation mode, parameters frozen.
         kind: "generative" (answers in text) or "dual_encoder" (scores image against text).
         n_layers: depth of the record stream; layers are numbered from 0.
+        tokenizer: of its texts: transformers' or open_clip's.
     """
 
     kind: Literal["generative", "dual_encoder"]
+    tokenizer: Any
 
     def __init__(self, spec: ModelSpec, module: nn.Module, sites: Sequence[Site], n_layers: int) -> None:
         self.spec, self.n_layers = spec, n_layers
@@ -177,9 +179,27 @@ class MultimodalModel(ABC):
     def image_positions(self, batch: Mapping[str, Tensor]) -> Tensor:
         """int64[B, rows · columns]: positions of those patches in the stream of the visual records, row by row."""
 
+    # What only one kind of model does ---------------------------------------------------------------------------------
+
     def generate(self, batch: Batch, max_new_tokens: int, **options: Any) -> list[str]:
-        """Greedy continuation of each prompt, decoded without special tokens (batches padded on the left)."""
-        raise CmmaError(f"{self.spec.name} is a {self.kind.replace('_', ' ')}: it scores text and cannot generate it")
+        """Generative: greedy continuation of each prompt, without special tokens (batches padded on the left)."""
+        raise CmmaError(f"{self.spec.name} is a {self._kind_name}: it scores text and cannot generate it")
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Generative: token ids of an answer as it follows the prompt."""
+        raise CmmaError(f"{self.spec.name} is a {self._kind_name}: it scores whole texts, not answers")
+
+    def prompt_logits(self, batch: Batch) -> Tensor:
+        """Generative: logits after the prompt, Float[B, vocabulary]."""
+        raise CmmaError(f"{self.spec.name} is a {self._kind_name}: it has no logits of a next token")
+
+    def similarity(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Dual encoder: cosine of every image with every text of the batch, Float[B images, B texts]."""
+        raise CmmaError(f"{self.spec.name} is a {self._kind_name} model: it has no embeddings to compare")
+
+    @property
+    def _kind_name(self) -> str:
+        return self.kind.replace("_", " ")
 
 
 def span_means(vectors_BSD: Tensor, modality_BS: Tensor, n: int) -> Tensor:

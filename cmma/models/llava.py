@@ -88,17 +88,13 @@ class LlavaModel(MultimodalModel):
 
     def __init__(self, spec: ModelSpec, module: nn.Module, processor: ProcessorMixin) -> None:
         self.processor: Any = processor
+        self.tokenizer: Any = self.processor.tokenizer
         self.config: Any = module.config
         if processor.chat_template is None:
             raise DataError(f"{spec.name}: the processor has no chat template; add chat_template.jinja to its folder")
         roots: dict[str, Any] = {root: resolve(module, paths, root) for root, paths in ROOTS.items()}
         depths = {"language": len(roots["language"].layers), "vision": _projected_depth(module.config)}
         super().__init__(spec, module, expand(SITES, roots, depths), depths["language"])
-
-    @property
-    def tokenizer(self) -> Any:
-        """The processor's tokenizer."""
-        return self.processor.tokenizer
 
     def prompt(self, text: str) -> str:
         """The full prompt: `text` as a user's turn after an image, in the chat template, up to the answer."""

@@ -38,6 +38,16 @@ class SAEMetrics(nn.Module):
         d, n_latents: sizes of the dictionary.
     """
 
+    count_M: Tensor
+    sum_MD: Tensor
+    square_M: Tensor
+    error_M: Tensor
+    l0_M: Tensor
+    gini_M: Tensor
+    cosine_M: Tensor
+    fired_MK: Tensor
+    activation_MK: Tensor
+
     def __init__(self, d: int, n_latents: int) -> None:
         super().__init__()
         for name, shape in {

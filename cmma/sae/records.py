@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -39,18 +39,19 @@ class RecordBatch:
 
     def __getitem__(self, index: slice | Tensor) -> RecordBatch:
         """The records of a slice or an index tensor."""
-        return RecordBatch(**{
-            entry.name: None if (value := getattr(self, entry.name)) is None else value[index] for entry in fields(self)
-        })
+        return self._map(lambda column: column[index])
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> RecordBatch:
         """The batch on a device, floating tensors as `dtype`."""
-        def move(value: Tensor | None) -> Tensor | None:
-            if value is None:
-                return None
-            return value.to(device, dtype, non_blocking=True) if value.is_floating_point() else value.to(
-                device, non_blocking=True)
-        return replace(self, **{entry.name: move(getattr(self, entry.name)) for entry in fields(self)})
+        def move(column: Tensor) -> Tensor:
+            return column.to(device, dtype if column.is_floating_point() else column.dtype, non_blocking=True)
+
+        return self._map(move)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> RecordBatch:
+        columns = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        mapped: dict[str, Any] = {name: None if it is None else function(it) for name, it in columns.items()}
+        return RecordBatch(**mapped)
 
 
 class ActivationReader(Protocol):

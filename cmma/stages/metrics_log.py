@@ -28,8 +28,9 @@ class MetricsLog:
             import wandb
 
             self._wandb = wandb.init(
-                project=self._config.logger.project, mode=cast(Any, self._config.logger.mode), dir=self._path.parent.parent,
-                config=dataclasses.asdict(self._config), id=self._path.parent.name, resume="allow",
+                project=self._config.logger.project, mode=cast(Any, self._config.logger.mode),
+                dir=self._path.parent.parent, config=dataclasses.asdict(self._config), id=self._path.parent.name,
+                resume="allow",
             )
         self._last = None
         return self

@@ -108,7 +108,8 @@ class SparseAutoencoder(nn.Module, ABC):
         """
         if self.attention is not None and context_BCD is not None:
             h_BD = self.attention(h_BD, context_BCD)
-        weight, bias = self.W_enc, self.b_enc
+        weight: Tensor = self.W_enc
+        bias: Tensor = self.b_enc
         if latents_I is not None:
             weight, bias = weight[latents_I], bias[latents_I]
         return F.linear(h_BD, weight, bias - weight @ self.b_pre)
