@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -60,7 +61,7 @@ def training_text(scene: Scene, rng: random.Random) -> str:
 class ImagePatchReader(nn.Module):
     """open_clip's image tower with one linear head per factor on every patch before pooling."""
 
-    def __init__(self, visual: nn.Module) -> None:
+    def __init__(self, visual: Any) -> None:
         super().__init__()
         self.visual = visual
         width = visual.ln_post.normalized_shape[0]

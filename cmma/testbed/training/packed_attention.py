@@ -44,7 +44,7 @@ LAYOUT = Layout()
 
 
 def packed_turns(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: object
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **unused: object
 ) -> tuple[Tensor, None]:
     """Attention function of transformers' interface; query, key, value [B, H, S, D] → ([B, S, H, D], None)."""
     p, head, turns, short = LAYOUT.prefix, LAYOUT.head, LAYOUT.turns, LAYOUT.short

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -72,7 +73,7 @@ def build_config(n_layers: int = 12, width: int = WIDTH, vision_layers: int = 3)
         hidden_size=WIDTH, intermediate_size=3 * WIDTH, num_hidden_layers=vision_layers, num_attention_heads=4,
         image_size=CANVAS, patch_size=PATCH, projection_dim=WIDTH, hidden_act="gelu",
     )  # fmt: skip
-    tokenizer = build_tokenizer()
+    tokenizer: Any = build_tokenizer()
     text = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=n_layers,
         num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=512, rms_norm_eps=1e-5,
@@ -90,7 +91,7 @@ def build_model(seed: int, config: LlavaConfig | None = None) -> LlavaForConditi
     torch.manual_seed(seed)
     config = config or build_config()
     model = LlavaForConditionalGeneration(config)
-    depth_scale = (2 * config.text_config.num_hidden_layers) ** -0.5
+    depth_scale = (2 * config.get_text_config().num_hidden_layers) ** -0.5
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim == 2 and "language_model.layers" in name:
@@ -107,7 +108,8 @@ def build_model(seed: int, config: LlavaConfig | None = None) -> LlavaForConditi
 def save_folder(model: LlavaForConditionalGeneration, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """Write a complete checkpoint folder that plain transformers loads; complete or absent, never half."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    stored = LlavaForConditionalGeneration(model.config).to(dtype)
+    stored: Any = LlavaForConditionalGeneration(model.config)
+    stored.to(dtype)
     stored.load_state_dict({name: tensor.to(dtype) for name, tensor in model.state_dict().items()})
     stored.generation_config.max_new_tokens = 64
     stored.save_pretrained(temporary, safe_serialization=True)
