@@ -68,12 +68,16 @@ def _check_space(artifact: Artifact, model: MultimodalModel, config: Config, n_s
     width = sum(model.record_width(layer) for layer in layers)
     needed = n_samples * vectors * width * DTYPES[activations.dtype].itemsize
     free = shutil.disk_usage(artifact.folder).free
-    say(f"at most {needed / 1e9:.2f} GB for {n_samples} samples × {records} records × {len(layers)} layers")
+    say(f"at most {_size(needed)} for {n_samples} samples × {records} records × {len(layers)} layers")
     if needed > free:
         raise ArtifactError(
-            f"{artifact.folder} has {free / 1e9:.1f} GB free and up to {needed / 1e9:.1f} GB are needed; lower "
+            f"{artifact.folder} has {_size(free)} free and up to {_size(needed)} are needed; lower "
             "activations.n_samples, visual_per_sample, textual_per_sample or layers, or set paths.outputs elsewhere"
         )
+
+
+def _size(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
 
 
 def _finish(stage: Stage, model: MultimodalModel, n_samples: int) -> dict[str, Any]:
