@@ -82,3 +82,14 @@ def say(line: str) -> None:
 def warn(line: str) -> None:
     """One line of warning, on stderr."""
     _stderr.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def format_value(value: object) -> str:
+    """A number, text, list or dictionary from an artifact's summary as a person reads it."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {format_value(entry)}" for name, entry in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(format_value, value))
+    return "not measured" if value is None else str(value)

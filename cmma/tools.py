@@ -8,7 +8,6 @@ import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -17,7 +16,7 @@ from rich.table import Table
 from cmma.artifacts.keys import expand
 from cmma.artifacts.store import Artifact, find_artifact, list_artifacts
 from cmma.artifacts.verify import verify
-from cmma.console import say
+from cmma.console import format_value, say
 from cmma.errors import ArtifactError, CmmaError
 from cmma.stages.table import STAGES
 
@@ -77,8 +76,9 @@ def _ls(root: Path, stage: str | None) -> int:
             table.add_column(heading, no_wrap=True)
         for artifact in (entry for entry in artifacts if entry.stage == name):
             summary = artifact.summary if artifact.finished else {}
+            cells = [format_value(summary[entry]) if entry in summary else "" for entry in columns]
             state = "finished" if artifact.finished else f"unfinished, {len(artifact.sidecars())} shards"
-            table.add_row(artifact.key, state, *(_cell(summary.get(entry)) for entry in columns))
+            table.add_row(artifact.key, state, *cells)
         # A pipe gets the table whole: a narrow terminal may cut it, a script must not lose a column.
         Console(width=None if sys.stdout.isatty() else 200).print(table)
     return 0
@@ -95,7 +95,7 @@ def _show(artifact: Artifact) -> int:
     for parent, key in manifest["parents"].items():
         say(f"from {parent} {key}")
     for name, value in manifest["summary"].items():
-        say(f"  {name}: {_cell(value)}")
+        say(f"  {name}: {format_value(value)}")
     say(f"configuration: {artifact.path('resolved.yaml')}")
     return 0
 
@@ -135,13 +135,3 @@ def _doctor(root: Path) -> int:
     names = sorted(path.name for path in shipped.glob("*/") if any(path.glob("*.safetensors")))
     say(f"small models: {', '.join(names) or 'none'}")
     return 0 if ready and writable else 1
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_cell(entry)}" for name, entry in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(_cell, value))
-    return "" if value is None else str(value)

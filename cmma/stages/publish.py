@@ -7,7 +7,6 @@ import uuid
 from pathlib import Path
 
 from cmma.artifacts.store import Artifact
-from cmma.console import say
 
 
 def publish(report: Artifact, outputs: Path) -> None:
@@ -19,4 +18,3 @@ def publish(report: Artifact, outputs: Path) -> None:
         target.rename(old)
     fresh.rename(target)
     shutil.rmtree(old, ignore_errors=True)
-    say(f"report: {target / 'index.html'}")
