@@ -12,45 +12,21 @@ partners of the training split) are not there.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from cmma.data.samples import Sample
 from cmma.evaluation.chair import sum_by_image
-from cmma.evaluation.vocabulary import make_vocabulary
+from cmma.evaluation.vocabulary import Vocabulary
 from cmma.statistics.bootstrap import Interval, bootstrap_ratio
-from cmma.testbed.language import PLURALS, RELATIONS
-from cmma.testbed.scenes import COLORS, SHAPES, SIZES, TEXTURES
+from cmma.testbed.captions import OBJECT_WORDS, Mention, parse_caption, parse_relations
 
-SHAPES_VOCABULARY = make_vocabulary("shapes", {shape: [PLURALS[shape]] for shape in SHAPES})
+SHAPES_VOCABULARY = Vocabulary("shapes", OBJECT_WORDS)
 """The table for CHAIR in the shapes world: the shape words and their plurals."""
-
-_WORDS = {"color": COLORS, "size": SIZES, "texture": TEXTURES}
-_ATTRIBUTE_OF = {word: attribute for attribute, words in _WORDS.items() for word in words}
-_PHRASE = re.compile(
-    r"\b(?P<attributes>(?:(?:{attributes})[\s,]+)*)(?P<shape>{shapes})\b".format(
-        attributes="|".join(_ATTRIBUTE_OF), shapes="|".join(SHAPES_VOCABULARY.node_of)
-    )
-)
-_BETWEEN = re.compile(rf"\s+(?:(?:is|are)\s+)?(?:to\s+the\s+)?({'|'.join(RELATIONS)})\s+(?:(?:a|an|the)\s+)?")
-
-
-@dataclass(frozen=True)
-class ParsedCaption:
-    """What a caption says.
-
-    Attributes:
-        mentions: each as attribute → word, always with "shape".
-        relations: (mention, relation, mention), the mentions by index.
-    """
-
-    mentions: tuple[dict[str, str], ...]
-    relations: tuple[tuple[int, str, int], ...]
 
 
 @dataclass(frozen=True)
@@ -90,22 +66,6 @@ class SceneCounts:
     described: int
 
 
-def parse_caption(caption: str) -> ParsedCaption:
-    """Read mentions and relations out of a caption; words outside the grammar are passed over."""
-    text = caption.lower()
-    found = list(_PHRASE.finditer(text))
-    mentions = []
-    for match in found:
-        stated = {_ATTRIBUTE_OF[word]: word for word in re.findall(r"\w+", match["attributes"])}
-        mentions.append(stated | {"shape": SHAPES_VOCABULARY.node_of[match["shape"]]})
-    relations = []
-    for index, (first, second) in enumerate(pairwise(found)):
-        between = _BETWEEN.fullmatch(text, first.end(), second.start())
-        if between:
-            relations.append((index, between[1], index + 1))
-    return ParsedCaption(tuple(mentions), tuple(relations))
-
-
 def visible_objects(sample: Sample) -> dict[int, dict[str, Any]]:
     """The objects that the image shows, by their index in the scene."""
     return {index: thing for index, thing in enumerate(sample.objects) if thing.get("visible", True)}
@@ -118,23 +78,23 @@ def visible_shapes(sample: Sample) -> list[str]:
 
 def score_scene_caption(caption: str, sample: Sample) -> SceneCounts:
     """Check every claim of one caption against its scene."""
-    parsed = parse_caption(caption)
-    objects = visible_objects(sample)
+    mentions, objects = parse_caption(caption), visible_objects(sample)
     shapes = {thing["shape"] for thing in objects.values()}
-    fitting = [[i for i, thing in objects.items() if _fits(mention, thing)] for mention in parsed.mentions]
+    fitting = [_fitting(mention, objects) for mention in mentions]
     attributed = [
-        fits for mention, fits in zip(parsed.mentions, fitting, strict=True)
-        if mention["shape"] in shapes and len(mention) > 1
+        fits for mention, fits in zip(mentions, fitting, strict=True)
+        if mention.shape in shapes and len(mention.stated) > 1
     ]  # fmt: skip
     holds = {(i, name, j) for i, name, j in sample.meta.get("relations", [])}
+    sides = [(_fitting(r.subject, objects), r.relation, _fitting(r.other, objects)) for r in parse_relations(caption)]
     stated = [
-        any((i, name, j) in holds for i, j in product(fitting[a], fitting[b]))
-        for a, name, b in parsed.relations
-        if fitting[a] and fitting[b]
+        any((i, name, j) in holds for i, j in product(subjects, others))
+        for subjects, name, others in sides
+        if subjects and others
     ]
     return SceneCounts(
-        mentions=len(parsed.mentions),
-        absent_objects=sum(mention["shape"] not in shapes for mention in parsed.mentions),
+        mentions=len(mentions),
+        absent_objects=sum(mention.shape not in shapes for mention in mentions),
         attributed=len(attributed),
         wrong_attributes=sum(not fits for fits in attributed),
         relations=len(stated),
@@ -167,5 +127,7 @@ def scene_hallucination(
     )
 
 
-def _fits(mention: Mapping[str, str], thing: Mapping[str, Any]) -> bool:
-    return all(thing[attribute] == word for attribute, word in mention.items())
+def _fitting(mention: Mention, objects: Mapping[int, Mapping[str, Any]]) -> list[int]:
+    """The objects of which everything that the mention states is true."""
+    stated = mention.stated.items()
+    return [index for index, thing in objects.items() if all(thing[attribute] == word for attribute, word in stated)]

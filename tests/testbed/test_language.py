@@ -80,6 +80,29 @@ def test_caption_round_trip_through_the_parser():
             assert SIDES[said.relation](subject, other)
 
 
+def test_parsing_a_caption_of_the_grammar():
+    text = "a large striped red circle, a small blue ring. the red circle is left of the blue ring."
+    red, blue = Mention("circle", "red"), Mention("ring", "blue")
+    first = [Mention("circle", "red", "large", "striped"), Mention("ring", "blue", "small")]
+    assert parse_caption(text) == [*first, red, blue]
+    assert parse_relations(text) == [RelationMention(red, "left of", blue)]
+
+
+@pytest.mark.parametrize(
+    ("text", "mentions"),
+    [
+        ("", []),
+        ("a circle, a ring", [Mention("circle"), Mention("ring")]),
+        ("a circle. left of it a ring", [Mention("circle"), Mention("ring")]),
+        ("a circle that is not above the ring", [Mention("circle"), Mention("ring")]),
+        ("a red thing beside a large, dotted ring", [Mention("ring", None, "large", "dotted")]),
+    ],
+)
+def test_texts_that_state_no_relation(text, mentions):
+    assert parse_caption(text) == mentions
+    assert parse_relations(text) == []
+
+
 def test_parser_reads_free_text():
     text = "two circles and a red small star. the star is to the left of the blue ring"
     mentions = [Mention("circle"), Mention("star", "red", "small"), Mention("star"), Mention("ring", "blue")]
