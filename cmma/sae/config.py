@@ -23,8 +23,13 @@ class SAEConfig:
     """Dictionary size K. The paper takes 65,536 for CLIP, 131,072 for LLaVA and 262,144 for Stable Diffusion."""
     k: int = 32
     """Latents kept per record. Only `topk` reads it."""
+    initial_l0: float = 32.0
+    """Latents active per record at the start. The ReLU architectures set their bias by it: a dictionary that starts
+    dense settles in a dense code, which no L1 weight turns into the sparse one."""
     lambda1: float = 1e-3
-    """Weight of the L1 norm (Eq. 3), against a squared error that is summed over d."""
+    """Weight of the L1 norm (Eq. 3), against a squared error that is summed over d. It shrinks an active latent by
+    lambda1 / 2, in units in which the pre-activations of a random feature have variance one: the paper's value leaves
+    a dense code, sparse ones come from 0.3 to 3."""
     lambda2: float = 5e-4
     """Weight of the cross-modal penalty (Eq. 4), a sum over latents: scale it with n_latents; 0 = off."""
     lambda3: float = 2e-4
@@ -44,7 +49,7 @@ class SAEConfig:
     attention_rank: int = 16
     """Width of the attention head."""
     adaptive_sparsity: bool = False
-    """Drive lambda1 of each modality by a controller to its target L0; lambda1 is then the starting value."""
+    """Drive lambda1 of each modality by a controller to its target L0; lambda1 is then the starting value (take 1)."""
     target_l0_visual: float = 32.0
     """Active latents per visual record that the controller aims at."""
     target_l0_textual: float = 32.0
@@ -66,7 +71,7 @@ class SAEConfig:
             _at_least(f"sae.{name}", getattr(self, name), 1)
         for name in ("lambda1", "lambda2", "lambda3", "lambda_aux"):
             _at_least(f"sae.{name}", getattr(self, name), 0)
-        for name in ("mi_temperature", "target_l0_visual", "target_l0_textual"):
+        for name in ("initial_l0", "mi_temperature", "target_l0_visual", "target_l0_textual"):
             _positive(f"sae.{name}", getattr(self, name))
         _within("sae.tau", self.tau, 0, 1)
         _share("sae.ema_decay", self.ema_decay)

@@ -11,7 +11,14 @@ from torch.nn import functional as F
 
 from cmma.sae.records import TensorReader
 
-torch.set_num_threads(1)
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Results to the bit need a fixed number of threads, and these sizes need no second one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

@@ -72,10 +72,17 @@ def test_features_start_with_norm_one_and_the_encoder_as_their_transpose():
     assert torch.equal(sae.W_enc, sae.W_dec)
 
 
+def test_a_relu_dictionary_starts_as_sparse_as_asked():
+    sae = build_sae(preset("standard", n_latents=2000, initial_l0=50.0), 64, Standardiser.identity((64,)))
+    h_BD = torch.randn(500, 64)  # norm about √d
+    assert (sae.encode(h_BD) > 0).sum(1).float().mean().item() == pytest.approx(50, rel=0.1)
+
+
 def test_an_orthonormal_dictionary_of_both_signs_reconstructs_exactly():
     mean_MD, scale_MD = torch.randn(3, D), torch.rand(3, 1).expand(3, D) + 0.5
     sae = build_sae(preset("msae", n_latents=2 * D), D, Standardiser(mean_MD, scale_MD, (D,)))
     with torch.no_grad():
+        sae.b_enc.zero_()
         sae.W_dec.copy_(torch.cat([torch.eye(D), -torch.eye(D)]))
         sae.W_enc.copy_(sae.W_dec)
     acts_BD, modality_B = records(30), torch.arange(30) % 3

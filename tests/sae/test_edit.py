@@ -77,7 +77,8 @@ def dictionary(arch: str = "msae", blocks: tuple[int, ...] = (6,)) -> SparseAuto
     if len(blocks) == 2:
         for modality, half in ((0, slice(blocks[0], d)), (1, slice(0, blocks[0]))):
             mean_MD[modality, half] = scale_MD[modality, half] = 0
-    return build_sae(preset(arch, n_latents=24, k=5), d, Standardiser(mean_MD, scale_MD, blocks)).requires_grad_(False)
+    config = preset(arch, n_latents=24, k=5, initial_l0=12.0)
+    return build_sae(config, d, Standardiser(mean_MD, scale_MD, blocks)).requires_grad_(False)
 
 
 def run(edit: TokenEdit, acts_ND: Tensor, modality_N: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ import torch
 
 from cmma.errors import DataError
 from cmma.modality import Modality
-from cmma.sae.metrics import SAEMetrics, evaluate_sae, gini
-from cmma.sae.records import TensorReader
 from cmma.sae.architectures.registry import build_sae
 from cmma.sae.config import preset
+from cmma.sae.metrics import SAEMetrics, evaluate_sae, gini
+from cmma.sae.records import TensorReader
 from cmma.sae.standardiser import Standardiser
 
 
@@ -55,12 +55,13 @@ def test_fvu_is_the_formula_overall_and_per_modality():
 
 def test_metrics_do_not_depend_on_the_batch_size():
     one, many = summary_of(*example(), batch=500), summary_of(*example(), batch=7)
-    assert one == pytest.approx(many, rel=1e-12)
+    assert one == pytest.approx(many, rel=1e-9)
 
 
 def test_mean_and_perfect_reconstructions_are_the_ends_of_the_scale():
     x_ND, _, latents_NK, modality_N = example()
-    assert summary_of(x_ND, x_ND.mean(0).expand_as(x_ND), latents_NK, modality_N, 50)["fvu"] == pytest.approx(1, rel=1e-6)
+    mean_ND = x_ND.mean(0).expand_as(x_ND)
+    assert summary_of(x_ND, mean_ND, latents_NK, modality_N, 50)["fvu"] == pytest.approx(1, rel=1e-6)
     assert summary_of(x_ND, x_ND, latents_NK, modality_N, 50)["fvu"] == 0
 
 
@@ -81,7 +82,7 @@ def test_evaluation_agrees_with_the_model_by_hand(planted):
     acts_ND, modality_N = torch.cat([b.acts_BD for b in batches]), torch.cat([b.modality_B for b in batches])
     error = (sae(acts_ND, modality_N).reconstruction_BD - acts_ND).square().sum()
     found = evaluate_sae(sae, batches)
-    assert found["fvu"] == pytest.approx(float(error / (acts_ND - acts_ND.mean(0)).square().sum()), rel=1e-4)
+    assert found["fvu"] == pytest.approx(float(error.detach() / (acts_ND - acts_ND.mean(0)).square().sum()), rel=1e-4)
     assert found["l0"] <= 4
 
 

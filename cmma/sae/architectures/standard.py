@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from statistics import NormalDist
+
+import torch
+from torch import Tensor, nn
 
 from cmma.sae.architectures.base import SparseAutoencoder
+from cmma.sae.config import SAEConfig
+from cmma.sae.standardiser import Standardiser
 
 
 class Standard(SparseAutoencoder):
-    """a = ReLU(W_enc (h − b_pre) + b_enc)."""
+    """a = ReLU(W_enc (h − b_pre) + b_enc), the bias first such that `config.initial_l0` latents are active."""
+
+    def __init__(
+        self, config: SAEConfig, d: int, standardiser: Standardiser, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__(config, d, standardiser, generator)
+        # A random unit-norm row times a record of norm √d is about standard normal, whatever d is.
+        share = min(0.5, config.initial_l0 / config.n_latents)
+        nn.init.constant_(self.b_enc, NormalDist().inv_cdf(share))
 
     def activate(self, pre_BK: Tensor) -> Tensor:
         """ReLU, in place."""

@@ -114,5 +114,5 @@ class Objective(nn.Module):
         """Adaptive sparsity: move λ1 of each modality towards its target L0, a joint view's to the mean of both."""
         target_M = l0_M.new_tensor([self.config.target_l0_visual, self.config.target_l0_textual])
         miss_M = ((l0_M[_PAIR] - target_M) / target_M).clamp(-1, 1) * (count_M[_PAIR] > 0)
-        self.lambda1_M[_PAIR] *= (_CONTROL_RATE * miss_M).exp()
-        self.lambda1_M[Modality.JOINT] = self.lambda1_M[_PAIR].mean()
+        pair_M = self.lambda1_M[_PAIR] * (_CONTROL_RATE * miss_M).exp()
+        self.lambda1_M = torch.cat([pair_M, pair_M.mean(0, keepdim=True)])  # a new tensor: backward needs the old one

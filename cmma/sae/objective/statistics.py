@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_CACHE_ELEMENTS = 2**18
-"""Latents handled at once on CPU: a megabyte stays in cache, where whole B×K passes would run at memory speed."""
+_CACHE_ELEMENTS = 2**19
+"""Latents handled at once on CPU: two megabytes stay in cache, where whole B×K passes would run at memory speed."""
 
 
 class LatentSums(torch.autograd.Function):
@@ -33,12 +33,12 @@ class LatentSums(torch.autograd.Function):
         joint_LK = latents_BK.new_empty(labels_BL.shape[1], latents_BK.shape[1])
         active_B = latents_BK.new_zeros(len(latents_BK))
         for columns in _column_groups(latents_BK):
-            group_Bk = latents_BK[:, columns].contiguous()
-            activation_MK[:, columns] = one_hot_BM.T @ group_Bk
+            group_Bk = latents_BK[:, columns]
+            torch.mm(one_hot_BM.T, group_Bk, out=activation_MK[:, columns])
             active_B += group_Bk.sign().sum(1)
             if labels_BL.shape[1]:
                 shifted_Bk = group_Bk + temperature
-                joint_LK[:, columns] = labels_BL.T @ torch.div(group_Bk, shifted_Bk, out=shifted_Bk)
+                torch.mm(labels_BL.T, torch.div(group_Bk, shifted_Bk, out=shifted_Bk), out=joint_LK[:, columns])
         ctx.mark_non_differentiable(active_B)
         return activation_MK, joint_LK, active_B
 
@@ -51,9 +51,9 @@ class LatentSums(torch.autograd.Function):
             return one_hot_BM @ grad_activation_MK, None, None, None
         grad_BK = torch.empty_like(latents_BK)
         for columns in _column_groups(latents_BK):
-            slope_Bk = (latents_BK[:, columns] + ctx.temperature).square_().reciprocal_()
-            slope_Bk.mul_(labels_BL @ (grad_joint_LK[:, columns] * ctx.temperature))
-            grad_BK[:, columns] = slope_Bk.addmm_(one_hot_BM, grad_activation_MK[:, columns])
+            group_Bk = torch.mm(one_hot_BM, grad_activation_MK[:, columns], out=grad_BK[:, columns])
+            shifted_Bk = latents_BK[:, columns] + ctx.temperature
+            group_Bk.addcdiv_(labels_BL @ grad_joint_LK[:, columns], shifted_Bk.square_(), value=ctx.temperature)
         return grad_BK, None, None, None
 
 
@@ -82,20 +82,35 @@ class MovingSums(nn.Module):
     Sums and counts decay alike, so their ratio is a mean that needs no start-up correction, and a batch without any
     record of a modality leaves that modality's mean where it was.
 
+    Only the current batch's share carries a gradient. It is scaled so that the gradient of a moving mean is that of the
+    batch's own mean, an unbiased estimate for the population; unscaled it would be 1 − decay of it, and the decay would
+    silently rescale lambda2 and lambda3.
+
     Args:
         n_latents, n_labels: sizes. decay: per step.
     """
 
+    activation_MK: Tensor
+    count_M: Tensor
+    joint_LK: Tensor
+    label_L: Tensor
+
     def __init__(self, n_latents: int, n_labels: int, decay: float) -> None:
         super().__init__()
         self.decay = decay
-        shapes = Sums((2, n_latents), (2,), (n_labels, n_latents), (n_labels,))
-        for name, shape in shapes._asdict().items():
+        shapes = ((2, n_latents), (2,), (n_labels, n_latents), (n_labels,))
+        for name, shape in zip(Sums._fields, shapes, strict=True):
             self.register_buffer(name, torch.zeros(shape))
 
     def advance(self, batch: Sums) -> Sums:
-        """Decay the past, add a batch, and return the new sums; the batch's own share carries its gradient."""
-        blended = Sums(*(getattr(self, name) * self.decay + value for name, value in batch._asdict().items()))
-        for name, value in blended._asdict().items():
-            getattr(self, name).copy_(value.detach())
-        return blended
+        """Decay the past, add a batch, and return the new sums with the batch's gradient."""
+        with torch.no_grad():
+            for name, value in batch._asdict().items():
+                getattr(self, name).mul_(self.decay).add_(value)
+        count_M, label_L = self.count_M.clone(), self.label_L.clone()
+        share_M1 = (count_M / batch.count_M.clamp_min(1))[:, None]
+        share = label_L.sum() / batch.label_L.sum().clamp_min(1)
+        return Sums(
+            self.activation_MK + share_M1 * (batch.activation_MK - batch.activation_MK.detach()), count_M,
+            self.joint_LK + share * (batch.joint_LK - batch.joint_LK.detach()), label_L,
+        )
