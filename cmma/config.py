@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cmma.causal.config import InterventionConfig, TraceConfig
+from cmma.checks import at_least, one_of
 from cmma.cmig.config import CMIGConfig
 from cmma.errors import ConfigError
 from cmma.models.spec import ModelSpec
@@ -50,10 +51,10 @@ class DatasetConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _choice("dataset.kind", self.kind, ("shapes", "folder", "webdataset"))
+        one_of("dataset.kind", self.kind, ("shapes", "folder", "webdataset"))
         if self.kind != "shapes" and not self.path:
             raise ConfigError(f"dataset.path is not set and dataset={self.kind} needs it; add dataset.path=FOLDER")
-        _positive("dataset.samples_per_shard", self.samples_per_shard)
+        at_least("dataset.samples_per_shard", self.samples_per_shard, 1)
         if not 0 < self.train_fraction < 1:
             raise ConfigError(f"dataset.train_fraction={self.train_fraction} is not between 0 and 1")
 
@@ -95,10 +96,10 @@ class ActivationsConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _choice("activations.text", self.text, ("caption", "question", "prompt"))
-        _choice("activations.dtype", self.dtype, ("float32", "bfloat16"))
+        one_of("activations.text", self.text, ("caption", "question", "prompt"))
+        one_of("activations.dtype", self.dtype, ("float32", "bfloat16"))
         for name in ("batch_size", "samples_per_shard", "visual_per_sample", "textual_per_sample"):
-            _positive(f"activations.{name}", getattr(self, name))
+            at_least(f"activations.{name}", getattr(self, name), 1)
         if not 0 < self.held_out < 1:
             raise ConfigError(f"activations.held_out={self.held_out} is not between 0 and 1")
 
@@ -170,9 +171,9 @@ class LaunchConfig:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        _choice("launch.kind", self.kind, ("local", "torchrun"))
-        _choice("launch.device", self.device, ("auto", "cpu", "cuda"))
-        _positive("launch.nproc", self.nproc)
+        one_of("launch.kind", self.kind, ("local", "torchrun"))
+        one_of("launch.device", self.device, ("auto", "cpu", "cuda"))
+        at_least("launch.nproc", self.nproc, 1)
         if self.nodes > 1 and not self.rdzv_endpoint:
             raise ConfigError("launch.nodes > 1 needs launch.rdzv_endpoint=HOST:PORT, the same on every node")
 
@@ -312,13 +313,3 @@ def load_group(group: str, name: str) -> dict[str, Any]:
     loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     assert isinstance(loaded, dict)
     return {str(key): value for key, value in loaded.items()}
-
-
-def _choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{key}={value} is not one of {', '.join(allowed)}")
-
-
-def _positive(key: str, value: int) -> None:
-    if value < 1:
-        raise ConfigError(f"{key}={value} must be at least 1")

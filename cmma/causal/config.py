@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cmma.checks import one_of, positive
 from cmma.errors import ConfigError
 
 TRACE_METHODS = ("noise", "semantic_pair", "token_replacement")
@@ -31,9 +32,9 @@ class NoiseConfig:
     site: str = ""
 
     def __post_init__(self) -> None:
-        _choice("trace.noise.style", self.style, ("additive", "multiplicative"))
-        _positive("trace.noise.scale", self.scale)
-        _positive("trace.noise.draws", self.draws)
+        one_of("trace.noise.style", self.style, ("additive", "multiplicative"))
+        positive("trace.noise.scale", self.scale)
+        positive("trace.noise.draws", self.draws)
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,14 @@ class TraceConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _choice("trace.method", self.method, TRACE_METHODS)
-        _choice("trace.module", self.module, ("residual", "mlp", "attention"))
-        _choice("trace.stream", self.stream, ("", "language", "vision", "text"))
-        _choice("trace.image_positions", self.image_positions, ("objects", "each", "whole", "none"))
-        _choice("trace.text_positions", self.text_positions, ("each", "whole", "none"))
-        _choice("trace.readout", self.readout, READOUTS)
+        one_of("trace.method", self.method, TRACE_METHODS)
+        one_of("trace.module", self.module, ("residual", "mlp", "attention"))
+        one_of("trace.stream", self.stream, ("", "language", "vision", "text"))
+        one_of("trace.image_positions", self.image_positions, ("objects", "each", "whole", "none"))
+        one_of("trace.text_positions", self.text_positions, ("each", "whole", "none"))
+        one_of("trace.readout", self.readout, READOUTS)
         for name in ("window", "max_samples", "rows_per_forward"):
-            _positive(f"trace.{name}", getattr(self, name))
+            positive(f"trace.{name}", getattr(self, name))
         if self.method == "noise" and self.readout == "logit_difference":
             raise ConfigError(
                 "trace.readout=logit_difference needs the second answer of a pair, which trace.method=noise has not; "
@@ -105,7 +106,7 @@ class SelectionConfig:
 
     def __post_init__(self) -> None:
         for name in ("n_samples", "steps", "verify"):
-            _positive(f"intervention.selection.{name}", getattr(self, name))
+            positive(f"intervention.selection.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -156,22 +157,12 @@ class InterventionConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _choice("intervention.kind", self.kind, INTERVENTIONS)
-        _choice("intervention.tokens", self.tokens, ("all", "visual", "textual"))
-        _choice("intervention.phase", self.phase, ("all", "prefill", "decode"))
-        _choice("intervention.source", self.source, SOURCES)
-        _choice("intervention.readout", self.readout, READOUTS)
+        one_of("intervention.kind", self.kind, INTERVENTIONS)
+        one_of("intervention.tokens", self.tokens, ("all", "visual", "textual"))
+        one_of("intervention.phase", self.phase, ("all", "prefill", "decode"))
+        one_of("intervention.source", self.source, SOURCES)
+        one_of("intervention.readout", self.readout, READOUTS)
         for name in ("n_features", "n_controls", "max_samples", "batch_size", "max_new_tokens"):
-            _positive(f"intervention.{name}", getattr(self, name))
+            positive(f"intervention.{name}", getattr(self, name))
         if self.kind == "combine" and not all(0 <= beta <= 1 for beta in (self.strength, *self.strengths)):
             raise ConfigError(f"intervention.strength={self.strength} is the weight β of Eq. 11 and lies in [0, 1]")
-
-
-def _choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{key}={value} is not one of {', '.join(name or 'empty' for name in allowed)}")
-
-
-def _positive(key: str, value: float) -> None:
-    if value <= 0:
-        raise ConfigError(f"{key}={value} must be positive")

@@ -16,6 +16,7 @@ from cmma.causal.controls import matched_features, random_direction
 from cmma.causal.effects import InterventionResult
 from cmma.causal.queries import Query
 from cmma.causal.readout import Readout, batches, collate_queries
+from cmma.checks import one_of
 from cmma.console import progress
 from cmma.data.samples import Sample
 from cmma.errors import ConfigError, DataError
@@ -49,10 +50,8 @@ class Intervention:
     source: str = "mean"
 
     def __post_init__(self) -> None:
-        if self.kind not in INTERVENTIONS:
-            raise ConfigError(f"intervention.kind={self.kind} is not one of {', '.join(INTERVENTIONS)}")
-        if self.source not in SOURCES:
-            raise ConfigError(f"intervention.source={self.source} is not one of {', '.join(SOURCES)}")
+        one_of("intervention.kind", self.kind, INTERVENTIONS)
+        one_of("intervention.source", self.source, SOURCES)
         if not self.features:
             raise ConfigError("an intervention needs at least one feature; none was selected or given")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cmma.checks import at_least, one_of
 from cmma.errors import ConfigError
 
 TOKENS = ("all", "visual", "textual")
@@ -62,12 +63,9 @@ class CMIGConfig:
 
     def __post_init__(self) -> None:
         for key, allowed in (("tokens", TOKENS), ("ranking", RANKINGS), ("readout", READOUTS)):
-            value = getattr(self, key)
-            if value not in allowed:
-                raise ConfigError(f"cmig.{key}={value} is not one of {', '.join(allowed)}")
+            one_of(f"cmig.{key}", getattr(self, key), allowed)
         for key in ("n_features", "n_samples", "n_selection_samples", "random_graphs"):
-            if getattr(self, key) < 2:
-                raise ConfigError(f"cmig.{key}={getattr(self, key)} must be at least 2")
+            at_least(f"cmig.{key}", getattr(self, key), 2)
         if not 0 <= self.moderate < self.strong:
             raise ConfigError(f"cmig.moderate={self.moderate} must lie between 0 and cmig.strong={self.strong}")
         for key in ("alpha", "top_share"):

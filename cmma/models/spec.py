@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from cmma.checks import one_of
 from cmma.errors import ConfigError
 
 BUILTIN = "builtin:"
@@ -48,9 +49,7 @@ class ModelSpec:
             ("family", ("llava", "clip")), ("weights", ("hub", "path", "random")),
             ("dtype", ("float32", "bfloat16", "float16")), ("attention", ("sdpa", "eager")),
         ):
-            value = getattr(self, key)
-            if value not in allowed:
-                raise ConfigError(f"model.{key}={value} is not one of {', '.join(allowed)}")
+            one_of(f"model.{key}", getattr(self, key), allowed)
         if self.weights == "random" and not self.architecture:
             raise ConfigError(f"model.weights=random needs model.architecture, which {self.name} does not give")
 

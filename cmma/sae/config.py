@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from cmma.checks import at_least, one_of, positive, share, within
 from cmma.errors import ConfigError
 
 ARCHITECTURES = ("msae", "standard", "topk")
@@ -63,18 +64,18 @@ class SAEConfig:
     """Weight of the auxiliary reconstruction error."""
 
     def __post_init__(self) -> None:
-        _one_of("sae.arch", self.arch, ARCHITECTURES)
-        _one_of("sae.reduction", self.reduction, REDUCTIONS)
-        _one_of("sae.any", self.any, ANY_WEIGHTS)
-        _one_of("sae.revive", self.revive, REVIVALS)
+        one_of("sae.arch", self.arch, ARCHITECTURES)
+        one_of("sae.reduction", self.reduction, REDUCTIONS)
+        one_of("sae.any", self.any, ANY_WEIGHTS)
+        one_of("sae.revive", self.revive, REVIVALS)
         for name in ("n_latents", "k", "attention_rank", "aux_k"):
-            _at_least(f"sae.{name}", getattr(self, name), 1)
+            at_least(f"sae.{name}", getattr(self, name), 1)
         for name in ("lambda1", "lambda2", "lambda3", "lambda_aux"):
-            _at_least(f"sae.{name}", getattr(self, name), 0)
+            at_least(f"sae.{name}", getattr(self, name), 0)
         for name in ("initial_l0", "mi_temperature", "target_l0_visual", "target_l0_textual"):
-            _positive(f"sae.{name}", getattr(self, name))
-        _within("sae.tau", self.tau, 0, 1)
-        _share("sae.ema_decay", self.ema_decay)
+            positive(f"sae.{name}", getattr(self, name))
+        within("sae.tau", self.tau, 0, 1)
+        share("sae.ema_decay", self.ema_decay)
         if self.arch == "topk" and self.k > self.n_latents:
             raise ConfigError(f"sae.k={self.k} is larger than sae.n_latents={self.n_latents}; lower sae.k")
         if self.adaptive_sparsity and self.arch == "topk":
@@ -104,7 +105,7 @@ def preset(arch: str, **overrides: Any) -> SAEConfig:
     Raises:
         ConfigError: unknown architecture, or a broken rule between values.
     """
-    _one_of("sae.arch", arch, ARCHITECTURES)
+    one_of("sae.arch", arch, ARCHITECTURES)
     return SAEConfig(arch=arch, **{**PRESETS[arch], **overrides})
 
 
@@ -144,45 +145,20 @@ class OptimConfig:
     """Share of the steps after which nothing is resampled any more: new latents need time to settle."""
 
     def __post_init__(self) -> None:
-        _positive("optim.lr", self.lr)
-        _positive("optim.epochs", self.epochs)
-        _share("optim.beta1", self.beta1)
-        _share("optim.beta2", self.beta2)
+        positive("optim.lr", self.lr)
+        positive("optim.epochs", self.epochs)
+        share("optim.beta1", self.beta1)
+        share("optim.beta2", self.beta2)
         for name in ("batch", "evaluate_every", "checkpoint_every", "log_every", "dead_after", "resample_every"):
-            _at_least(f"optim.{name}", getattr(self, name), 1)
+            at_least(f"optim.{name}", getattr(self, name), 1)
         for name in ("warmup", "clip", "patience"):
-            _at_least(f"optim.{name}", getattr(self, name), 0)
-        _within("optim.resample_until", self.resample_until, 0, 1)
+            at_least(f"optim.{name}", getattr(self, name), 0)
+        within("optim.resample_until", self.resample_until, 0, 1)
         if self.steps is not None:
-            _at_least("optim.steps", self.steps, 1)
+            at_least("optim.steps", self.steps, 1)
 
     def total_steps(self, n_records: int) -> int:
         """Optimiser steps for a data set of `n_records` training records."""
         if self.steps is not None:
             return self.steps
         return max(1, -int(-self.epochs * n_records // self.batch))
-
-
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{key}={value} is not one of {', '.join(allowed)}")
-
-
-def _at_least(key: str, value: float, least: float) -> None:
-    if not value >= least:
-        raise ConfigError(f"{key}={value} must be at least {least}")
-
-
-def _positive(key: str, value: float) -> None:
-    if not value > 0:
-        raise ConfigError(f"{key}={value} must be positive")
-
-
-def _within(key: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ConfigError(f"{key}={value} must lie between {low} and {high}")
-
-
-def _share(key: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise ConfigError(f"{key}={value} must be at least 0 and below 1")
