@@ -17,11 +17,8 @@ from cmma.causal.result import PatchResult
 from cmma.console import progress, warn
 from cmma.errors import DataError
 from cmma.hooks import Edit, TokenEdit, Trace, Where
-from cmma.hooks.resume import BLOCK, inputs_above, resumed
+from cmma.hooks.resume import AGREE, BLOCK, inputs_above, resumed
 from cmma.models.base import Batch, MultimodalModel
-
-AGREE = 1e-4
-"""Resumed against whole passes, relative to the readout; float32 rounding is about 1e-6."""
 
 Positions = Mapping[str, Tensor]
 """Name of a position group → positions in the stream that is patched, int64 [P]."""

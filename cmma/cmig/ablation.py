@@ -24,12 +24,10 @@ from cmma.cmig.readout import prepare_readout
 from cmma.cmig.streams import read_streams
 from cmma.console import progress
 from cmma.hooks.edit import Edit, TokenEdit
-from cmma.hooks.resume import can_resume, inputs_above, resumed
+from cmma.hooks.resume import AGREE, can_resume, inputs_above, resumed
 from cmma.hooks.trace import Trace
 from cmma.models.base import Batch, MultimodalModel
 from cmma.sae.architectures.base import SparseAutoencoder
-
-_AGREE = 1e-4  # resumed against whole passes, relative to the largest readout; float32 rounding is about 1e-6
 
 
 class FeatureAblation:
@@ -76,7 +74,7 @@ class FeatureAblation:
         if can_resume(model, layer):
             self._batch, self.resumes = inputs_above(model, layer, batch), True
             again_B = self._run(every_B, torch.zeros(len(every_B), len(self.features), device=model.device))
-            if (again_B - whole_B).abs().max() > _AGREE * whole_B.abs().max():
+            if (again_B - whole_B).abs().max() > AGREE * whole_B.abs().max():
                 self._batch, self.resumes = batch, False
 
     def __call__(self, sets: Sequence[tuple[int, ...]]) -> NDArray[np.float64]:

@@ -15,6 +15,9 @@ from cmma.models.sites import UnknownSite
 BLOCK = re.compile(r"^(?P<tower>.*\.layers\.)(?P<layer>\d+)\.resid_post$")
 """Sites where a pass can start: the outputs of numbered blocks."""
 
+AGREE = 1e-4
+"""Largest difference of a resumed from a whole pass, relative to the readout; float32 rounding is about 1e-6."""
+
 
 def can_resume(model: MultimodalModel, layer: int) -> bool:
     """Whether all record sites of `layer` are outputs of numbered blocks, which `resumed` needs."""

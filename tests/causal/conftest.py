@@ -31,14 +31,6 @@ def tiny(tiny_llava):
 
 
 @pytest.fixture(scope="session")
-def tiny_clip():
-    """open_clip's CLIP: 4 vision and 2 text layers, random weights."""
-    return load_model(
-        ModelSpec(name="tiny clip", family="clip", weights="random", source="", architecture="clip-tiny", n_layers=4)
-    )
-
-
-@pytest.fixture(scope="session")
 def pairs():
     """Clean and corrupted side of six semantic image pairs."""
     return list(generate_samples("pairs", 0, 12))

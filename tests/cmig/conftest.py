@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from cmma.models import load_model
-from cmma.models.spec import ModelSpec
 from cmma.sae.architectures.registry import build_sae
 from cmma.sae.config import preset
 from cmma.sae.standardiser import Standardiser
@@ -48,22 +46,6 @@ class PlantedReadout:
 def plant():
     """The class, for tests that plant their own."""
     return PlantedReadout
-
-
-@pytest.fixture(scope="session")
-def tiny():
-    """A LLaVA of 4 language layers with random weights."""
-    return load_model(
-        ModelSpec(name="tiny", weights="random", source="", architecture="llava-tiny", n_layers=4, prompt="Describe.")
-    )
-
-
-@pytest.fixture(scope="session")
-def tiny_clip():
-    """A CLIP of 4 vision and 2 text layers with random weights."""
-    return load_model(
-        ModelSpec(name="tiny clip", family="clip", weights="random", source="", architecture="clip-tiny", n_layers=4)
-    )
 
 
 @pytest.fixture(scope="session")

@@ -7,20 +7,10 @@ import torch
 
 from cmma.hooks import Trace
 from cmma.hooks.resume import can_resume, inputs_above, resumed
-from cmma.models import load_model
 from cmma.models.sites import UnknownSite
-from cmma.models.spec import ModelSpec
 from cmma.testbed.generate import generate_samples
 
 LAYER = 1
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    """A LLaVA of 4 language layers with random weights."""
-    return load_model(
-        ModelSpec(name="tiny", weights="random", source="", architecture="llava-tiny", n_layers=4, prompt="Describe.")
-    )
 
 
 @torch.no_grad()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from cmma.artifacts.files import new_folder
 from cmma.testbed.language import WORDS
 from cmma.testbed.scenes import CANVAS
 from cmma.testbed.training.toy_llava import PATCH, PIXEL_MEAN, PIXEL_STD
@@ -63,20 +63,13 @@ def save_folder(
     model: open_clip.CLIP, config: dict[str, Any], folder: Path, dtype: torch.dtype = torch.bfloat16
 ) -> None:
     """Write a folder that `open_clip.create_model_and_transforms("local-dir:FOLDER")` loads; complete or absent."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    temporary.mkdir(parents=True)
     state = {name: tensor.detach().to(dtype).contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, temporary / "open_clip_model.safetensors", metadata={"format": "pt"})
-    build_tokenizer().save_pretrained(temporary)
     preprocess = {"mean": PIXEL_MEAN, "std": PIXEL_STD, "interpolation": "bicubic", "resize_mode": "shortest"}
     text = json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=2)
-    (temporary / "open_clip_config.json").write_text(text + "\n")
-    if folder.exists():
-        for path in temporary.iterdir():
-            os.replace(path, folder / path.name)
-        temporary.rmdir()
-    else:
-        os.replace(temporary, folder)
+    with new_folder(folder) as made:
+        save_file(state, made / "open_clip_model.safetensors", metadata={"format": "pt"})
+        build_tokenizer().save_pretrained(made)
+        (made / "open_clip_config.json").write_text(text + "\n")
 
 
 def load_folder(folder: Path) -> tuple[open_clip.CLIP, Any, HFTokenizer]:

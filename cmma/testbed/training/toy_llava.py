@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )  # fmt: skip
 
+from cmma.artifacts.files import new_folder
 from cmma.testbed.language import WORDS
 from cmma.testbed.scenes import CANVAS
 
@@ -107,16 +107,10 @@ def build_model(seed: int, config: LlavaConfig | None = None) -> LlavaForConditi
 
 def save_folder(model: LlavaForConditionalGeneration, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """Write a complete checkpoint folder that plain transformers loads; complete or absent, never half."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     stored: Any = LlavaForConditionalGeneration(model.config)
     stored.to(dtype)
     stored.load_state_dict({name: tensor.to(dtype) for name, tensor in model.state_dict().items()})
     stored.generation_config.max_new_tokens = 64
-    stored.save_pretrained(temporary, safe_serialization=True)
-    build_processor().save_pretrained(temporary)
-    if folder.exists():
-        for path in temporary.iterdir():
-            os.replace(path, folder / path.name)
-        temporary.rmdir()
-    else:
-        os.replace(temporary, folder)
+    with new_folder(folder) as made:
+        stored.save_pretrained(made, safe_serialization=True)
+        build_processor().save_pretrained(made)

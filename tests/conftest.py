@@ -1,0 +1,24 @@
+"""Tiny models of the published classes with random weights, shared by all tests; none may change them."""
+
+from __future__ import annotations
+
+import pytest
+
+from cmma.models import load_model
+from cmma.models.spec import ModelSpec
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A LLaVA of 4 language layers and 3 × 3 patches."""
+    return load_model(
+        ModelSpec(name="tiny", weights="random", source="", architecture="llava-tiny", n_layers=4, prompt="Describe.")
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_clip():
+    """A CLIP of 4 vision and 2 text layers."""
+    return load_model(
+        ModelSpec(name="tiny clip", family="clip", weights="random", source="", architecture="clip-tiny", n_layers=4)
+    )
