@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 import torch
 
-from cmma.artifacts.store import Artifact, list_artifacts
 from cmma.artifacts.shards import read_shard
+from cmma.artifacts.store import Artifact, list_artifacts
 from cmma.models.spec import model_folder
 
 REPOSITORY = Path(__file__).parents[2]
@@ -160,10 +160,11 @@ def test_two_processes_leave_the_same_records_bit_for_bit(outputs, tmp_path):
 
 
 def test_workers_do_not_import_hydra(outputs):
+    resolved = str(only(outputs, "train-sae").path("resolved.yaml"))
     program = (
         "import sys\nfrom pathlib import Path\nimport cmma.worker\nimport cmma.stages.runner, cmma.stages.train_sae\n"
         "import cmma.stages.cache_activations, cmma.stages.evaluate\n"
-        f"from cmma.config import load_config\nload_config(Path({str(only(outputs, 'train-sae').path('resolved.yaml'))!r}))\n"
+        f"from cmma.config import load_config\nload_config(Path({resolved!r}))\n"
         "assert 'hydra' not in sys.modules"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
