@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from omegaconf import OmegaConf
 
-from cmma.config import Config, load_group, schema, to_config
+from cmma.config import Config, config_dir, load_group, schema, to_config
 
 # Stage → (configuration group that holds its variants, the list in RunConfig).
 _GROUPS = {"trace": ("trace", "traces"), "intervene": ("intervention", "interventions")}
@@ -16,7 +16,8 @@ _GROUPS = {"trace": ("trace", "traces"), "intervene": ("intervention", "interven
 def variants(stage: str, config: Config, overrides: Sequence[str] = ()) -> Iterator[tuple[str, Config]]:
     """Name and configuration of every variant of a stage; a stage without variants has one, of its own name.
 
-    A variant is its file in the group with the user's own `group.key=value` overrides on top.
+    A variant is its file in the group on top of what the configuration says of the keys that no file of the group sets,
+    with the user's own `group.key=value` overrides on top of both.
 
     Raises:
         ConfigError: `run.traces` or `run.interventions` names a file that is not there.
@@ -25,14 +26,11 @@ def variants(stage: str, config: Config, overrides: Sequence[str] = ()) -> Itera
         yield stage, config
         return
     group, listed = _GROUPS[stage]
-    typed = [word.lstrip("+") for word in overrides if word.lstrip("+").startswith(f"{group}.")]
+    typed = OmegaConf.from_dotlist([word.lstrip("+") for word in overrides if word.lstrip("+").startswith(f"{group}.")])
+    files = {path.stem: load_group(group, path.stem) for path in sorted((config_dir() / group).glob("*.yaml"))}
+    chosen = dataclasses.asdict(config)
+    for key in {key for content in files.values() for key in content}:
+        del chosen[group][key]  # what sets variants apart goes back to its default; the rest is common to all
     for name in getattr(config.run, listed):
-        base = OmegaConf.create({group: load_group(group, name)})
-        own = OmegaConf.from_dotlist(typed)
-        merged = OmegaConf.merge(schema(), dataclasses.asdict(config), _fresh(group), base, own)
-        yield f"{stage}:{name}", to_config(merged)
-
-
-def _fresh(group: str) -> dict:
-    """The defaults of a section: what another variant's file has set must not linger."""
-    return {group: OmegaConf.to_container(schema()[group])}
+        own = {group: files[name] if name in files else load_group(group, name)}
+        yield f"{stage}:{name}", to_config(OmegaConf.merge(schema(), chosen, own, typed))
