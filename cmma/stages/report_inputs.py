@@ -164,7 +164,7 @@ def _network(graph: Artifact) -> dict[str, Cell]:
     named["small-world σ"] = cell(network["small_world"])
     law = network["power_law"]
     named["scale-free exponent γ"] = Cell(law["exponent"], n=law["n"], artifact=graph.key)
-    named["power law of the degrees"] = Cell(law["verdict"], artifact=graph.key)
+    named["power law of the degrees"] = Cell(law["verdict"].split(":")[0], artifact=graph.key)
     return named
 
 
