@@ -106,6 +106,8 @@ def _configuration_error(error: BaseException) -> str | None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    if isinstance(error, ValueError) and "can be specified" in str(error):  # flags that exclude each other
+        return str(error)
     if not isinstance(error, (HydraException, OmegaConfBaseException)):
         return None
     cause = error.__cause__

@@ -10,8 +10,8 @@ from cmma.causal.config import InterventionConfig
 from cmma.causal.effects import InterventionResult
 from cmma.causal.interventions import Intervention, Texts, dose_response, generate_texts, run_intervention
 from cmma.causal.queries import Query, assert_disjoint, caption_queries, question_queries
+from cmma.causal.rivals import prepare_readout
 from cmma.causal.selection import Selection, select_features
-from cmma.cmig.readout import prepare_readout
 from cmma.data.samples import Sample
 from cmma.errors import DataError
 from cmma.models.base import MultimodalModel

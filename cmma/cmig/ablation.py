@@ -19,8 +19,8 @@ from torch import Tensor
 
 from cmma.causal.queries import Query
 from cmma.causal.readout import Readout, batches
+from cmma.causal.rivals import prepare_readout
 from cmma.cmig.effects import Effects, concatenate, pairwise_effects
-from cmma.cmig.readout import prepare_readout
 from cmma.cmig.streams import read_streams
 from cmma.console import progress
 from cmma.hooks.edit import Edit, TokenEdit

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cmma.causal.queries import Query
 from cmma.causal.readout import batches
-from cmma.cmig.readout import prepare_readout
+from cmma.causal.rivals import prepare_readout
 from cmma.cmig.streams import read_streams
 from cmma.console import track
 from cmma.errors import DataError

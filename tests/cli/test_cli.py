@@ -43,6 +43,7 @@ def only_line(result: subprocess.CompletedProcess[str]) -> str:
     (["prepare-data", "dataset=folder", "dataset.path=no/such/folder"], 4, ["no/such/folder", "not a folder"]),
     (["run", "run.until=lunch"], 2, ["run.until=lunch", "train-sae"]),
     (["trian-sae"], 2, ["trian-sae", "train-sae"]),
+    (["train-sae", "-m", "seed=0,1", "--cfg", "job"], 2, ["Only one of", "--multirun"]),
 ])
 def test_a_mistake_is_one_line_that_names_it(tmp_path, words, status, expected):
     result = cmma(*words, cwd=tmp_path)
@@ -94,8 +95,9 @@ def test_composing_does_not_import_torch(tmp_path):
 def test_hydra_flags_work_in_any_order(tmp_path):
     helped = cmma("train-sae", "--help", cwd=tmp_path)
     assert "sae: " in helped.stdout
-    swept = cmma("train-sae", "sae=topk", "-m", "seed=0,1", "--cfg", "job", cwd=tmp_path)
-    assert swept.returncode == 0, swept.stderr
+    swept = cmma("train-sae", "sae=topk", "-m", "seed=0,1", cwd=tmp_path)
+    assert swept.returncode == 3
+    assert "cmma cache-activations sae=topk seed=0" in only_line(swept)
 
 
 def test_completion_offers_stages_then_keys(tmp_path):
@@ -120,7 +122,7 @@ def test_every_group_file_fits_the_schema(group, name):
     loaded = OmegaConf.load(config_dir() / group / f"{name}.yaml")
     loaded.pop("defaults", None)
     merged = OmegaConf.merge(schema(), {group: loaded})
-    if OmegaConf.is_missing(merged[group], "path") if "path" in merged[group] else False:
+    if loaded.get("path", "") is None or OmegaConf.is_missing(loaded, "path"):
         merged[group].path = "somewhere"
     assert isinstance(to_config(merged), Config)
 

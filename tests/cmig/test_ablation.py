@@ -8,9 +8,9 @@ import torch
 
 from cmma.causal.queries import caption_queries, question_queries
 from cmma.causal.readout import collate_queries
+from cmma.causal.rivals import prepare_readout, with_rivals
 from cmma.cmig import ablation as module
 from cmma.cmig.ablation import FeatureAblation, measure_effects
-from cmma.cmig.readout import prepare_readout, with_rivals
 from cmma.cmig.selection import feature_scores
 from cmma.hooks.edit import Edit, TokenEdit
 

@@ -1,4 +1,4 @@
-"""The task readout E(·) of the graph: which of the readouts, and the rival that a logit difference needs."""
+"""Which readout measures an effect, and the rival answer that a logit difference needs."""
 
 from __future__ import annotations
 
