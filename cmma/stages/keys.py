@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from cmma.artifacts.keys import artifact_key, expand, fingerprint_files, fingerprint_images, fingerprint_model
-from cmma.config import Config
-from cmma.models.spec import model_folder
+from cmma.config import Config, load_group
+from cmma.models.spec import ModelSpec, model_folder
 from cmma.stages.table import STAGES
 
 
@@ -57,6 +57,8 @@ class Keys:
             section["source"] = fingerprint_model(model_folder(config.model.source))
         if name == "dataset":
             section["path"] = dataset_fingerprint(config)
+        if name == "metric":
+            section["encoder"] = encoder_identity(config)
         return section
 
 
@@ -71,3 +73,11 @@ def dataset_fingerprint(config: Config) -> str | None:
     if dataset.kind == "folder":
         return fingerprint_images(folder, dataset.captions)
     return fingerprint_files(find_tars(folder))
+
+
+def encoder_identity(config: Config) -> list[str | None]:
+    """What stands behind `metric.encoder`: its name and its weights. Raises ConfigError when there is no such model."""
+    spec = ModelSpec(**load_group("model", config.metric.encoder))
+    folder = model_folder(spec.source)
+    local = spec.weights == "path" and folder.is_dir()
+    return [spec.name, fingerprint_model(folder) if local else spec.source, spec.revision]
