@@ -117,7 +117,7 @@ class InterventionConfig:
         kind: `ablate` (Eq. 8), `amplify` (Eq. 9), `substitute` (Eq. 10), `combine` (Eq. 11) or `clamp` (to a value).
         strength: amplify: the factor α; combine: the weight β of the sample's own activation; clamp: the value.
             Ablation and substitution have none.
-        strengths: values of `strength` for a dose-response curve; empty = no curve.
+        strengths: further values of `strength` for a dose-response curve; empty = no curve.
         split: split of the data set that the features are selected and the effect is measured on, on disjoint samples.
         features: features chosen by hand; null = the first `n_features` of the selection.
         n_features: how many of the selected features are intervened on together.

@@ -17,6 +17,9 @@ from cmma.errors import DataError
 from cmma.models.base import MultimodalModel
 from cmma.sae.architectures.base import SparseAutoencoder
 
+DOSE_CONTROLS = 2
+"""Draws of each control at the other strengths: a curve is for looking, the configured strength has them all."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -25,7 +28,7 @@ class Outcome:
     Attributes:
         selection: how the features were ranked (also where they were given by hand: their ranks are worth seeing).
         result: the intervention at its configured strength.
-        doses: the intervention at each of `config.strengths`, possibly none.
+        doses: the intervention at each of `config.strengths`, possibly none, with `DOSE_CONTROLS` draws of the controls.
         texts: generated texts, None where the model does not generate or the configuration says so.
     """
 
@@ -67,7 +70,8 @@ def intervene(
         "batch_size": config.batch_size, "seed": config.seed,
     }  # fmt: skip
     result = run_intervention(model, sae, layer, effect_queries, intervention, readout, **options)
-    doses = dose_response(model, sae, layer, effect_queries, intervention, readout, config.strengths, **options)
+    curve = options | {"n_controls": min(config.n_controls, DOSE_CONTROLS)}
+    doses = dose_response(model, sae, layer, effect_queries, intervention, readout, config.strengths, **curve)
     texts = None
     if config.generate and model.kind == "generative":
         texts = generate_texts(
