@@ -28,7 +28,7 @@ class Outcome:
     Attributes:
         selection: how the features were ranked (also where they were given by hand: their ranks are worth seeing).
         result: the intervention at its configured strength.
-        doses: the intervention at each of `config.strengths`, possibly none, with `DOSE_CONTROLS` draws of the controls.
+        doses: the intervention at each of `config.strengths`, with `DOSE_CONTROLS` draws of the controls.
         texts: generated texts, None where the model does not generate or the configuration says so.
     """
 
