@@ -87,7 +87,7 @@ def main() -> None:
                 seconds[name].append(clock() - start)
     unit = statistics.median(seconds["one B·d·K product"])
     print(f"B={options.batch} d={options.d} K={options.n_latents} fp32, {options.threads} threads, {options.clock} "
-          f" clock, median of {options.rounds}")
+          f"clock, median of {options.rounds}")
     print(f"{'step':24s} {'ms':>9s} {'products':>9s}")
     for name, values in seconds.items():
         median = statistics.median(values)
