@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 _CACHE_ELEMENTS = 2**20
-"""Latents handled at once on CPU: four megabytes mostly stay in cache, where whole B×K passes would run at memory speed."""
+"""Latents handled at once on CPU: four megabytes mostly stay in cache, whole B×K passes run at memory speed."""
 
 
 class LatentSums(torch.autograd.Function):
