@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -104,21 +103,11 @@ class Artifact:
             "seconds": round(seconds, 2), "files": files,
         })
 
-    def discard(self) -> None:
-        """Remove an unfinished artifact."""
-        if self.finished:
-            raise ArtifactError(f"{self.folder} is finished and is not discarded")
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     # Reading -----------------------------------------------------------------------------------------------------
 
     def read_json(self, name: str) -> Any:
         """Read one of its JSON files."""
         return read_json(self.path(name))
-
-    def read_jsonl(self, name: str) -> list[dict[str, Any]]:
-        """Read one of its JSON-lines files."""
-        return [json.loads(line) for line in self.path(name).read_text(encoding="utf-8").splitlines()]
 
     def read_table(self, name: str) -> pd.DataFrame:
         """Read one of its Parquet files."""
@@ -127,16 +116,6 @@ class Artifact:
         try:
             return pd.read_parquet(self.path(name))
         except (OSError, ValueError) as error:
-            raise _damaged(self.path(name), error) from error
-
-    def read_tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """Read one of its safetensors files."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(self.path(name))
-        except (OSError, SafetensorError) as error:
             raise _damaged(self.path(name), error) from error
 
     def sidecars(self) -> list[dict[str, Any]]:

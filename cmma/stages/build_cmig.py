@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from cmma.artifacts.files import atomic_path
-from cmma.causal.queries import Query, assert_disjoint, caption_queries, question_queries
+from cmma.causal.intervening import queries_for
+from cmma.causal.queries import Query, assert_disjoint
 from cmma.cmig.ablation import measure_effects
 from cmma.cmig.graph import build_graph, interaction_graph, write_graphml, write_json
 from cmma.cmig.selection import feature_scores, select_features, stratified
@@ -56,11 +57,7 @@ def queries_of(model: MultimodalModel, samples: list[Sample], n: int, seed: int)
     Raises:
         DataError: fewer than two samples.
     """
-    questions = [] if model.kind == "dual_encoder" else question_queries(samples, per_sample=1)
-    if not questions:
-        questions = caption_queries(samples)
-        if model.kind == "generative":
-            questions = [Query(query.sample, model.spec.prompt, query.text) for query in questions]
+    questions = queries_for(model, samples)
     if len(questions) < 2:
         raise DataError(f"{len(questions)} held-out samples are too few to measure effects on; prepare more data")
     kinds = [_kind(query) for query in questions]

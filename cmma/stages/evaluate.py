@@ -11,7 +11,6 @@ import pandas as pd
 import torch.distributed as dist
 
 from cmma.artifacts.files import read_json, write_json
-from cmma.artifacts.store import Artifact
 from cmma.config import load_group
 from cmma.console import warn
 from cmma.data.samples import Question, Sample
@@ -27,6 +26,7 @@ from cmma.evaluation.scene_captions import SHAPES_VOCABULARY, scene_hallucinatio
 from cmma.models import load_model
 from cmma.models.base import MultimodalModel
 from cmma.models.spec import ModelSpec
+from cmma.stages.prepare_data import splits_of
 from cmma.stages.runner import Stage
 from cmma.stages.splits import load_split
 from cmma.statistics.bootstrap import Interval, bootstrap_mean
@@ -37,7 +37,7 @@ Row = dict[str, Any]
 def run(stage: Stage) -> dict[str, Any]:
     """Measure the model on every evaluation split; summary: the headline metrics, and what was not measured and why."""
     metric, data = stage.config.metric, stage.parents["prepare-data"]
-    splits: list[str] = [split for split in ("balanced", "counter", "held_out") if split in _splits(data)]
+    splits: list[str] = [split for split in ("balanced", "counter", "held_out") if split in splits_of(data)]
     samples = {split: load_split(data, split, 0, metric.n_samples) for split in splits}
     model = load_model(stage.config.model, stage.device)
     said = {split: _generate(stage, model, split, samples[split]) for split in splits}
@@ -65,10 +65,6 @@ def run(stage: Stage) -> dict[str, Any]:
     stage.artifact.write_table("metrics.parquet", pd.DataFrame(rows))
     headline = {f"{row['split']}/{row['metric']}": row["value"] for row in rows if row["headline"]}
     return {"metrics": headline, "samples": {s: len(v) for s, v in samples.items()}, "not_measured": not_measured}
-
-
-def _splits(data: Artifact) -> set[str]:
-    return {info["split"] for info in data.sidecars()}
 
 
 # Generation: chunks of samples, each written whole, so that ranks share the work and a killed run goes on. -----------

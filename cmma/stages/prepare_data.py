@@ -47,9 +47,13 @@ def tars_of(artifact: Artifact, split: str) -> list[Path]:
     """The tars of one split, in order. Raises DataError naming the splits there are."""
     found = [artifact.path("shards") / info["file"] for info in artifact.sidecars() if info["split"] == split]
     if not found:
-        known = sorted({info["split"] for info in artifact.sidecars()})
-        raise DataError(f"the data set has no split {split!r}; it has {', '.join(known)}")
+        raise DataError(f"the data set has no split {split!r}; it has {', '.join(sorted(splits_of(artifact)))}")
     return found
+
+
+def splits_of(artifact: Artifact) -> set[str]:
+    """Names of the splits that the data set has."""
+    return {info["split"] for info in artifact.sidecars()}
 
 
 def _shapes_splits(dataset: DatasetConfig) -> dict[str, int]:

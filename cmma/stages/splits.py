@@ -6,14 +6,13 @@ from cmma.artifacts.store import Artifact
 from cmma.config import Config
 from cmma.data.samples import Sample
 from cmma.data.tars import count_samples, read_tars
-from cmma.stages.prepare_data import tars_of
+from cmma.stages.prepare_data import splits_of, tars_of
 
 
 def resolve_split(data: Artifact, wanted: str | None) -> str:
     """`balanced` is the evaluation split of the shapes world; other data calls it `held_out`."""
     if wanted in (None, "balanced"):
-        splits = {info["split"] for info in data.sidecars()}
-        return "balanced" if "balanced" in splits else "held_out"
+        return "balanced" if "balanced" in splits_of(data) else "held_out"
     return str(wanted)
 
 
