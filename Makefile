@@ -40,8 +40,9 @@ browser:  ## Chromium for the tests of the report (Debian and Ubuntu, as root; w
 	    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
 	  echo "no Chromium here: the tests of the report page will be skipped (install the package chromium)"
 
-testbed: setup  ## train a small model anew: make testbed MODEL=toy_llava OUT=outputs/testbed/toy_llava
-	$(BIN)/python scripts/train_$(MODEL).py --out $(or $(OUT),outputs/testbed/$(MODEL)) --seed 0
+MODEL ?= toy_llava
+testbed: setup  ## train a small model anew (make testbed MODEL=toy_clip); killed, it goes on where it was
+	$(BIN)/python scripts/train_testbed.py $(MODEL) --out $(or $(OUT),outputs/testbed/$(MODEL)) --threads 1
 
 lock:  ## pin every dependency with hashes (needs uv)
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \

@@ -14,7 +14,7 @@ from cmma.data.samples import Question
 from cmma.testbed.scenes import COLORS, SHAPES, SIZES, TEXTURES, Scene, SceneObject
 
 NUMBERS = ("zero", "one", "two", "three", "four")
-KINDS = ("existence", "color", "shape", "size", "texture", "count", "relation")
+KINDS = ("existence", "negation", "logic", "color", "shape", "size", "texture", "count", "relation")
 CAPTION_PROMPT = "describe the image."
 PLURALS = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
 RELATIONS: dict[str, Callable[[SceneObject, SceneObject], bool]] = {
@@ -30,7 +30,7 @@ WORDS = tuple(
         (
             *SHAPES, *PLURALS.values(), *COLORS, *SIZES, *TEXTURES, *NUMBERS, "yes", "no", ",", ".", "?",
             "a", "the", "is", "are", "there", "what", "how", "many", "color", "shape", "size", "texture",
-            "object", "objects", "of", "left", "right", "above", "below", "describe", "image",
+            "object", "objects", "of", "left", "right", "above", "below", "describe", "image", "and", "or",
         )
     )
 )  # fmt: skip
@@ -100,6 +100,8 @@ def questions(
 
 def _enumerate(scene: Scene) -> Iterator[tuple[str, str, str, str]]:
     yield from _existence(scene)
+    yield from _negation(scene)
+    yield from _logic(scene)
     yield from _attributes(scene)
     yield from _counts(scene)
     yield from _relations(scene)
@@ -118,6 +120,22 @@ def _existence(scene: Scene) -> Iterator[tuple[str, str, str, str]]:
                 # A "no" for a shape that is there in another guise is the harder question: a group of its own.
                 group = "near no" if answer == "no" and shape in shapes else f"{answer} with {attribute}"
                 yield "existence", group, f"is there a {word} {shape}?", answer
+
+
+def _negation(scene: Scene) -> Iterator[tuple[str, str, str, str]]:
+    """Existence questions with "no": the same words but one, the opposite answer."""
+    for _, group, text, answer in _existence(scene):
+        opposite = "no" if answer == "yes" else "yes"
+        yield "negation", group, text.replace("is there a ", "is there no "), opposite
+
+
+def _logic(scene: Scene) -> Iterator[tuple[str, str, str, str]]:
+    """AND and OR of two shapes; with exactly one of them there, the two connectives have opposite answers."""
+    shapes = {thing.shape for thing in scene}
+    for a, b in permutations(SHAPES, 2):
+        present = (a in shapes) + (b in shapes)
+        for word, needed in (("and", 2), ("or", 1)):
+            yield "logic", f"{word} {present}", f"is there a {a} {word} a {b}?", "yes" if present >= needed else "no"
 
 
 def _attributes(scene: Scene) -> Iterator[tuple[str, str, str, str]]:

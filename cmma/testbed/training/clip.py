@@ -1,4 +1,4 @@
-"""Training of toy_clip: patch labels for the image tower first, then image–caption contrast for both."""
+"""Training of toy_clip and toy_clip_large: patch labels for the image tower, then contrast for both."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from cmma.testbed import language
 from cmma.testbed.generate import question_rng
 from cmma.testbed.render import render
 from cmma.testbed.scenes import Scene
+from cmma.testbed.training.evaluate_clip import measure
+from cmma.testbed.training.job import Job
 from cmma.testbed.training.llava_data import FACTOR_LEVELS, VisionBatches, pixel_values
 from cmma.testbed.training.loop import Recipe, train
-from cmma.testbed.training.toy_clip import CONTEXT, build_tokenizer
+from cmma.testbed.training.toy_clip import CONTEXT, build_config, build_model, build_tokenizer, save_folder
 from cmma.testbed.training.vision import factor_loss
 from cmma.testbed.world import sample_scenes
 
@@ -91,11 +93,11 @@ def train_contrast(
 
     def loss(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, float]]:
         pixels, ids = batch
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(ids.device.type, torch.bfloat16):
             images_BD, texts_BD = model.encode_image(pixels), model.encode_text(ids)
         images_BD, texts_BD = F.normalize(images_BD.float(), dim=-1), F.normalize(texts_BD.float(), dim=-1)
         logits_BB = model.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp() * images_BD @ texts_BD.T
-        target = torch.arange(len(ids))
+        target = torch.arange(len(ids), device=ids.device)
         right = (logits_BB.argmax(1) == target).float().mean().item()
         scale = model.logit_scale.exp().item()
         both = (F.cross_entropy(logits_BB, target) + F.cross_entropy(logits_BB.T, target)) / 2
@@ -105,3 +107,27 @@ def train_contrast(
         minutes = train(model, recipe, CaptionBatches(recipe.batch, recipe.steps, seed), loss, checkpoint, preview)
     model.eval()
     return minutes
+
+
+def _job(name: str, width: int, layers: int, vision: Recipe, contrast: Recipe) -> Job:
+    config = build_config(width, layers)
+
+    def train_both(model: open_clip.CLIP, out: Path, seed: int, preview: Callable[[], None]) -> dict[str, float]:
+        return {
+            "vision": pretrain_image_tower(model, vision, seed, out / "vision.safetensors"),
+            "contrast": train_contrast(model, contrast, seed, out / "contrast.safetensors", preview),
+        }
+
+    return Job(
+        name=name, build=lambda seed: build_model(seed, config), stages={"vision": vision, "contrast": contrast},
+        train=train_both, save=lambda model, folder: save_folder(model, config, folder), measure=measure,
+    )  # fmt: skip
+
+
+TOY_CLIP = _job(
+    "toy_clip", 96, 4, Recipe(steps=250, batch=96, lr=2e-3, warmup=40), Recipe(steps=600, batch=128, lr=2e-3, warmup=50)
+)
+TOY_CLIP_LARGE = _job(
+    "toy_clip_large", 128, 6, Recipe(steps=250, batch=96, lr=2e-3, warmup=40),
+    Recipe(steps=600, batch=128, lr=2e-3, warmup=50),
+)  # fmt: skip

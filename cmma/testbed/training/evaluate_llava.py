@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from cmma.testbed.captions import parse_caption
 from cmma.testbed.generate import generate_samples
 from cmma.testbed.language import CAPTION_PROMPT, KINDS
 from cmma.testbed.training.bootstrap import Estimate, image_ratio
+from cmma.testbed.training.job import EVALUATION_SEED
 from cmma.testbed.training.toy_llava import PROMPT
 from cmma.testbed.world import PARTNER
 
@@ -95,14 +97,15 @@ def caption_metrics(
     }
 
 
-def evaluate(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, n_images: int, n_captions: int, seed: int
-) -> dict[str, dict[str, Estimate]]:
-    """All metrics of the model card; `seed` must not be the training seed's data (other splits are other data)."""
-    balanced = list(generate_samples("balanced", 0, n_images, seed))
-    counter = list(generate_samples("counter", 0, n_captions, seed))
+def measure(folder: Path, quick: bool) -> dict[str, dict[str, Estimate]]:
+    """All metrics of a stored toy_llava: 500 images of each split, 50 when `quick`."""
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = LlavaProcessor.from_pretrained(folder)
+    n_images = 50 if quick else 500
+    balanced = list(generate_samples("balanced", 0, n_images, EVALUATION_SEED))
+    counter = list(generate_samples("counter", 0, n_images, EVALUATION_SEED))
     return {
         "questions_balanced": question_accuracy(model, processor, balanced),
-        "captions_balanced": caption_metrics(model, processor, balanced[:n_captions]),
+        "captions_balanced": caption_metrics(model, processor, balanced),
         "captions_counter": caption_metrics(model, processor, counter),
     }

@@ -63,11 +63,11 @@ class VisionBatches(Dataset):
         return pixel_values(render(scenes)[0]), patch_labels(scenes)
 
 
-HARD_FROM = 1800
-HARD_KINDS = {
-    "existence": 2.0, "color": 1.0, "shape": 1.0, "size": 1.0, "texture": 1.0, "count": 2.0, "relation": 5.0
+KIND_WEIGHTS = {
+    "existence": 2.0, "negation": 1.0, "logic": 2.0, "color": 1.0, "shape": 1.0, "size": 1.0, "texture": 1.0,
+    "count": 2.0, "relation": 4.0,
 }  # fmt: skip
-"""From step HARD_FROM on, what is learned last is asked more often: by then the attributes are all but perfect."""
+"""How often each kind is asked: what is learned last, more often."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class TurnBatches(Dataset):
         for b in range(self.batch):
             scene, rng = scenes.scene(b), question_rng(self.seed, f"{self.split} turns", start + b)
             turns = [(LAYOUT.prefix, language.CAPTION_PROMPT, language.caption(scene), self.weights.caption)]
-            asked = language.questions(scene, rng, LAYOUT.turns, HARD_KINDS if step >= HARD_FROM else None)
+            asked = language.questions(scene, rng, LAYOUT.turns, KIND_WEIGHTS)
             for number, q in enumerate(asked):
                 turns.append((LAYOUT.head + number * LAYOUT.short, q.question, q.answer, self.weights.answer))
             for at, question, answer, weight in turns:

@@ -26,7 +26,6 @@ class Recipe:
         lr: peak rate of Muon (matrices; scaled to AdamW's update size) and of AdamW (everything else).
         slow: factor on the rate of parameters whose name starts with `slow_prefix`.
         warmup: steps of linear warm-up; cosine decay to 5% of the peak follows.
-        horizons: (first step, length of the cosine from then on), for a run whose end was moved while it went on.
         average: decay of the exponential moving average of the weights that is kept at the end.
     """
 
@@ -36,7 +35,6 @@ class Recipe:
     slow: float = 1.0
     slow_prefix: str = ""
     warmup: int = 100
-    horizons: tuple[tuple[int, int], ...] = ()
     weight_decay: float = 0.05
     average: float = 0.995
     clip: float = 1.0
@@ -45,8 +43,7 @@ class Recipe:
         """Learning rate of a step relative to the peak."""
         if step < self.warmup:
             return (step + 1) / self.warmup
-        horizon = ([length for first, length in self.horizons if first <= step] or [self.steps])[-1]
-        done = (step - self.warmup) / max(horizon - self.warmup, 1)
+        done = (step - self.warmup) / max(self.steps - self.warmup, 1)
         return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
@@ -95,6 +92,7 @@ def train(
     """Train until `recipe.steps` and leave the averaged weights in `model`; goes on from `checkpoint` if it exists.
 
     A step depends on the recipe, its batch and the state alone, so a killed run continues exactly where it was saved.
+    Batches are moved to the device that the model is on.
 
     Args:
         loss: batch → (scalar loss, numbers to print).
@@ -104,11 +102,12 @@ def train(
     Returns:
         Minutes of training, all runs together.
     """
+    device = next(model.parameters()).device
     optimiser = Optimiser(model, recipe)
     average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     done, seconds = 0, 0.0
     if checkpoint.exists():
-        state = load_state(checkpoint)
+        state = load_state(checkpoint, device)
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         average, done, seconds = state["average"], state["step"], state["seconds"]
@@ -122,11 +121,12 @@ def train(
         )  # fmt: skip
 
     began = saved = time.monotonic()
+    workers = 1 if device.type == "cpu" else 8
     loader: Iterable[Any] = DataLoader(
-        batches, batch_size=None, sampler=range(done, recipe.steps), num_workers=1, prefetch_factor=4
+        batches, batch_size=None, sampler=range(done, recipe.steps), num_workers=workers, prefetch_factor=4
     )
     for step, batch in enumerate(loader, start=done):
-        value, numbers = loss(batch)
+        value, numbers = loss(_moved(batch, device))
         value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         optimiser.step(step)
@@ -145,6 +145,14 @@ def train(
         save(recipe.steps)
     model.load_state_dict(average)
     return minutes
+
+
+def _moved(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {name: _moved(value, device) for name, value in batch.items()}
+    return tuple(_moved(value, device) for value in batch)
 
 
 def _update_average(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,9 +22,9 @@ def save_state(state: dict[str, Any], path: Path) -> None:
         save_file(tensors, temporary, metadata={"outline": outline})
 
 
-def load_state(path: Path) -> dict[str, Any]:
-    """What `save_state` wrote."""
-    with safe_open(path, framework="pt") as handle:
+def load_state(path: Path, device: torch.device) -> dict[str, Any]:
+    """What `save_state` wrote, its tensors on `device`."""
+    with safe_open(path, framework="pt", device=str(device)) as handle:
         outline = json.loads(handle.metadata()["outline"])
         return _rebuild(outline, {name: handle.get_tensor(name) for name in handle.keys()})  # noqa: SIM118
 

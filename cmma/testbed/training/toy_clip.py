@@ -1,4 +1,4 @@
-"""Architecture and tokenizer of toy_clip: open_clip's ViT CLIP, small."""
+"""Architecture and tokenizer of toy_clip and toy_clip_large: open_clip's ViT CLIP, small."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def build_config(width: int = 128, layers: int = 6) -> dict[str, Any]:
+def build_config(width: int = 96, layers: int = 4) -> dict[str, Any]:
     """open_clip's `model_cfg`."""
     return {
         "embed_dim": width,

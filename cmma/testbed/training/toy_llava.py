@@ -1,4 +1,4 @@
-"""Architecture, tokenizer and processor of toy_llava: LLaVA-1.5 at one three-thousandth of its size."""
+"""Architecture, tokenizer and processor of toy_llava and toy_llava_large: LLaVA-1.5, some thousand times smaller."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cmma.testbed.scenes import CANVAS
 
 PATCH = 8
 N_PATCHES = (CANVAS // PATCH) ** 2
-WIDTH = 128
+WIDTH = 96
 PIXEL_MEAN = (0.44, 0.44, 0.44)
 PIXEL_STD = (0.14, 0.14, 0.14)
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
@@ -70,8 +70,8 @@ def build_processor() -> LlavaProcessor:
 def build_config(n_layers: int = 12, width: int = WIDTH, vision_layers: int = 3) -> LlavaConfig:
     """LLaVA-1.5's configuration, small. The vision feature layer is the last one, so that every layer has an effect."""
     vision = CLIPVisionConfig(
-        hidden_size=WIDTH, intermediate_size=3 * WIDTH, num_hidden_layers=vision_layers, num_attention_heads=4,
-        image_size=CANVAS, patch_size=PATCH, projection_dim=WIDTH, hidden_act="gelu",
+        hidden_size=width, intermediate_size=3 * width, num_hidden_layers=vision_layers, num_attention_heads=4,
+        image_size=CANVAS, patch_size=PATCH, projection_dim=width, hidden_act="gelu",
     )  # fmt: skip
     tokenizer: Any = build_tokenizer()
     text = LlamaConfig(

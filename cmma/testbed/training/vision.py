@@ -1,4 +1,4 @@
-"""Stage 1 of toy_llava: its vision tower learns to name, from every patch, the object in whose cell the patch lies.
+"""First stage of toy_llava: its vision tower learns to name, from every patch, the object in whose cell it lies.
 
 LLaVA starts from a pretrained encoder (CLIP); this is the pretraining that stands for it.
 """
@@ -34,9 +34,9 @@ class PatchReader(nn.Module):
 def factor_loss(reader: nn.Module, batch: tuple[Tensor, dict[str, Tensor]]) -> tuple[Tensor, dict[str, float]]:
     """Sum over factors of the mean cross-entropy per labelled patch, and the accuracy per factor."""
     pixels_NCYX, labels = batch
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(pixels_NCYX.device.type, torch.bfloat16):
         logits = reader(pixels_NCYX)
-    total = torch.zeros(())
+    total = pixels_NCYX.new_zeros(())
     right = {}
     for name, logits_NPL in logits.items():
         target = labels[name].flatten()
