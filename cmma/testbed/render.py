@@ -110,11 +110,18 @@ def render(scenes: Scenes) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8), masks
 
 
+def surface(texture: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What a texture makes of a plain colour at each pixel: it shows `shade` · colour + `light`, both as x and y.
+
+    Args:
+        texture: index into TEXTURES, broadcast against x and y (pixels right of and below the object's centre).
+    """
+    stripes = (texture == 1) & (np.cos(y * (2 * math.pi / 4)) > 0)
+    dots = (texture == 2) & (np.cos(x * (2 * math.pi / 4)) + np.cos(y * (2 * math.pi / 4)) > 0.6)
+    return np.where(dots, 0.15, np.where(stripes, 0.25, 1.0)), np.where(dots, 0.85 * 255, 0.0)
+
+
 def _paint(color: np.ndarray, texture: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Surface colour at each pixel [P, 16, 16, 3]: plain, with dark stripes, or with white dots."""
-    plain = np.broadcast_to(PALETTE[color][:, None, None, :], (*x.shape, 3))
-    stripes = (np.cos(y * (2 * math.pi / 4)) > 0)[..., None]
-    dots = (np.cos(x * (2 * math.pi / 4)) + np.cos(y * (2 * math.pi / 4)) > 0.6)[..., None]
-    texture = texture[:, None, None, None]
-    paint = np.where((texture == 1) & stripes, 0.25 * plain, plain)
-    return np.where((texture == 2) & dots, 255 - 0.15 * (255 - plain), paint)
+    shade, light = surface(texture[:, None, None], x, y)
+    return shade[..., None] * PALETTE[color][:, None, None, :] + light[..., None]
