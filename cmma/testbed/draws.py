@@ -7,6 +7,7 @@ no state to carry from one sample to the next, so chunks may be generated in any
 from __future__ import annotations
 
 import numpy as np
+from scipy.special import ndtri
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -36,3 +37,8 @@ def words(keys_N: np.ndarray, purpose: int, count: int) -> np.ndarray:
 def uniforms(keys_N: np.ndarray, purpose: int, count: int) -> np.ndarray:
     """`count` uniform numbers in [0, 1) per key: float64 [N, count]."""
     return (words(keys_N, purpose, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def normals(keys_N: np.ndarray, purpose: int, count: int) -> np.ndarray:
+    """`count` standard normal numbers per key: float64 [N, count], by inversion of 52 bits (never 0 or 1)."""
+    return ndtri(((words(keys_N, purpose, count) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52)
