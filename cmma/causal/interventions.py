@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -21,6 +22,7 @@ from cmma.console import progress
 from cmma.data.samples import Sample
 from cmma.errors import ConfigError, DataError
 from cmma.hooks import TokenEdit, Where, splice
+from cmma.hooks.resume import EditedPasses
 from cmma.models.base import Batch, MultimodalModel
 from cmma.sae.architectures.base import SparseAutoencoder
 from cmma.sae.latent_edit import LatentSource
@@ -116,10 +118,10 @@ def run_intervention(
             there = None if sources is None else collate_queries(model, sources[rows])
             edits = _edits(model, sae, layer, variants, batch, there)
             directions = [random_direction(edits[0], _draw_seed(seed, draw)) for draw in range(n_controls)]
-            runs = [None, noting_norms(edits[0], norms), *edits[1:], *directions]
-            for variant, edit in enumerate(runs):
-                with _under(model, layer, edit):
-                    scores_VN[variant, rows] = readout(batch, some).double().cpu().numpy()
+            passes = EditedPasses(model, layer, batch, partial(readout, queries=some))
+            scores_VN[0, rows] = passes.clean_B.double().cpu().numpy()
+            for variant, edit in enumerate([noting_norms(edits[0], norms), *edits[1:], *directions], start=1):
+                scores_VN[variant, rows] = passes(edit).double().cpu().numpy()
             start = rows.stop
             bar.advance(len(some))
     return InterventionResult(

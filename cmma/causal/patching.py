@@ -17,7 +17,7 @@ from cmma.causal.result import PatchResult
 from cmma.console import progress, warn
 from cmma.errors import DataError
 from cmma.hooks import Edit, TokenEdit, Trace, Where
-from cmma.hooks.resume import AGREE, BLOCK, inputs_above, resumed
+from cmma.hooks.resume import AGREE, BLOCK, inputs_above, other_tops, resumed
 from cmma.models.base import Batch, MultimodalModel
 
 Positions = Mapping[str, Tensor]
@@ -92,11 +92,12 @@ def activation_patch(
     low_C, high_C = np.full(len(clean), np.nan), np.full(len(clean), np.nan)
     used = [case for case in range(len(clean)) if correct_C[case] or not correct_only]
     wanted = tuple(dict.fromkeys(site for row in rows.values() for site in row))
+    above = tuple(other_tops(model, wanted[0]))
     resumes = resumable(rows, [corrupt[case] for case in used])
     with progress("Patching activations", total=sum(len(rows) * len(positions[case]) for case in used)) as bar:
         for case in used:
             high_C[case], clean_acts = _traced(model, clean[case], wanted, readout)
-            low_C[case], corrupt_acts = _traced(model, corrupt[case], wanted, readout)
+            low_C[case], corrupt_acts = _traced(model, corrupt[case], (*wanted, *above), readout)
             _check_aligned(clean[case], corrupt[case], clean_acts, corrupt_acts)
             cells = [
                 _Cell(row, groups.index(name), row_sites, where)
@@ -141,12 +142,23 @@ def restore(clean_SD: Tensor, chosen_RS: Tensor) -> TokenEdit:
 
 
 def resumable(rows: Mapping[str, Sequence[str]], corrupt: Sequence[Run]) -> bool:
-    """Whether every row restores one residual stream that no edit of the corrupt runs touches."""
-    edited = {site for run in corrupt for site, _ in run.edits}
-    towers = {match["tower"] for sites in rows.values() for site in sites if (match := BLOCK.match(site))}
-    return all(len(sites) == 1 and BLOCK.match(sites[0]) for sites in rows.values()) and not any(
-        site.startswith(tower) for site in edited for tower in towers
-    )
+    """Whether every row restores one residual stream, above everything that the corrupt runs edit in its tower."""
+    lowest: dict[str, int] = {}
+    for sites in rows.values():
+        block = BLOCK.match(sites[0])
+        if len(sites) > 1 or block is None:
+            return False
+        lowest[block["tower"]] = min(lowest.get(block["tower"], int(block["layer"])), int(block["layer"]))
+    return all(_below(site, lowest) for run in corrupt for site, _ in run.edits)
+
+
+def _below(edited: str, lowest: Mapping[str, int]) -> bool:
+    """Whether an edit at a site is in the stream already where the lowest row of its tower begins."""
+    for tower, layer in lowest.items():
+        if edited.startswith(tower):
+            number, port = edited.removeprefix(tower).split(".", 1)
+            return int(number) < layer or (int(number) == layer and port != "resid_post")
+    return True
 
 
 def _resuming_is_exact(
@@ -174,7 +186,8 @@ def _resumed_scores(
         stream_RSD[row, cell.positions] = clean_acts[site][cell.positions]
     layer = int(site.split(".")[-2])
     above = inputs_above(model, layer, corrupt.batch).rows([0] * len(cells))
-    with resumed(model, {site: stream_RSD}):
+    tops = {name: corrupt_acts[name].expand(len(cells), -1, -1) for name in other_tops(model, site)}
+    with resumed(model, {site: stream_RSD, **tops}):
         return run_scores(model, Run(corrupt.query, above, corrupt.edits), readout, len(cells))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from cmma.causal.config import SelectionConfig
 from cmma.causal.queries import Query
 from cmma.causal.readout import Readout, batches
 from cmma.console import progress
-from cmma.hooks import splice
+from cmma.hooks.resume import EditedPasses
 from cmma.models.base import MultimodalModel
 from cmma.sae.architectures.base import SparseAutoencoder
 from cmma.statistics.bootstrap import RESAMPLES, bootstrap_columns
@@ -86,7 +87,6 @@ def select_features(
     return Selection(table, found.density_K, found.effect_K, float(agreement), tuple(queries))
 
 
-@torch.no_grad()
 def ablation_effects(
     model: MultimodalModel,
     sae: SparseAutoencoder,
@@ -105,10 +105,9 @@ def ablation_effects(
     with progress("Ablating features one by one", total=len(queries)) as bar:
         for batch, some in batches(model, queries, batch_size):
             rows = slice(start, start + len(some))
-            before_B = readout(batch, some).double().cpu().numpy()
+            passes = EditedPasses(model, layer, batch, partial(readout, queries=some))
             for column, edit in enumerate(edits):
-                with splice(model, layer, edit):
-                    effect_NF[rows, column] = readout(batch, some).double().cpu().numpy() - before_B
+                effect_NF[rows, column] = (passes(edit) - passes.clean_B).double().cpu().numpy()
             start = rows.stop
             bar.advance(len(some))
     return effect_NF

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from cmma.hooks.edit import TokenEdit
+from cmma.hooks.streams import splice
+from cmma.hooks.trace import Trace
 from cmma.models.base import Batch, MultimodalModel
 from cmma.models.sites import UnknownSite
 
@@ -56,6 +60,52 @@ def inputs_above(model: MultimodalModel, layer: int, batch: Batch) -> Batch:
     length = model.token_modality(batch).shape
     kept = {name: value for name, value in batch.items() if value.shape == length}
     return Batch(kept, batch.prompt_end, batch.answer_mask)
+
+
+class EditedPasses:
+    """Passes of one batch with the records of a layer edited; the layers below run once, not once per edit::
+
+        passes = EditedPasses(model, layer, batch, lambda batch: readout(batch, queries))
+        change_B = passes(sae.edit(ablate=[12])) - passes.clean_B
+
+    Attributes:
+        clean_B: scores of the unedited pass.
+        resumes: whether passes start at the layer. Where a resumed clean pass does not reproduce the whole one, every
+            pass is whole: slower, equally exact.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: MultimodalModel, layer: int, batch: Batch, score: Callable[[Batch], Tensor]) -> None:
+        self._model, self._layer, self._score = model, layer, score
+        self._whole, self._above, self.resumes = batch, batch, False
+        with Trace(model, [place.site for place in model.record_sites(layer)]) as acts:
+            self.clean_B = score(batch)
+        self._streams = {site: acts[site] for site in acts}
+        if can_resume(model, layer):
+            self._above, self.resumes = inputs_above(model, layer, batch), True
+            self.resumes = bool((self() - self.clean_B).abs().max() <= AGREE * self.clean_B.abs().max())
+
+    @torch.no_grad()
+    def __call__(self, edit: TokenEdit | None = None) -> Tensor:
+        """Scores [B] of a pass under `edit`."""
+        under = nullcontext() if edit is None else splice(self._model, self._layer, edit)
+        if not self.resumes:
+            with under:
+                return self._score(self._whole)
+        with resumed(self._model, self._streams), under:
+            return self._score(self._above)
+
+
+def other_tops(model: MultimodalModel, site: str) -> list[str]:
+    """Outputs of the towers that nothing at `site` can reach: the other tower of a dual encoder, else none."""
+    block = BLOCK.match(site)
+    if model.kind != "dual_encoder" or block is None:
+        return []
+    top: dict[str, tuple[int, str]] = {}
+    for name in model.site_names():
+        if (match := BLOCK.match(name)) and match["tower"] != block["tower"]:
+            top[match["tower"]] = max(top.get(match["tower"], (-1, "")), (int(match["layer"]), name))
+    return [name for _, name in top.values()]
 
 
 def _pass_on(hidden: Tensor, *_: Any, **__: Any) -> Tensor:

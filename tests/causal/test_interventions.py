@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,9 +26,11 @@ from cmma.causal.interventions import (
 )
 from cmma.causal.queries import assert_disjoint, caption_queries, image_pair_contrasts
 from cmma.causal.readout import AnswerReadout, CosineReadout, collate_queries
+from cmma.causal.rivals import prepare_readout
 from cmma.causal.selection import ablation_effects, select_features
 from cmma.errors import ConfigError, DataError
 from cmma.hooks import Trace, splice
+from cmma.hooks.resume import EditedPasses
 
 LAYER = 1
 FEATURES = (3, 8, 20)
@@ -319,3 +322,18 @@ def test_wrong_interventions_are_one_clear_line():
         Intervention("ablate", ())
     with pytest.raises(ConfigError, match=r"Eq\. 11"):
         InterventionConfig(kind="combine", strength=1.5)
+
+
+@pytest.mark.parametrize("kind", ["llava", "clip"])
+def test_edited_passes_equal_whole_passes_under_the_same_edit(kind, tiny, sae, queries, tiny_clip, clip_sae, pairs):
+    model, dictionary = (tiny, sae) if kind == "llava" else (tiny_clip, clip_sae)
+    asked = queries if kind == "llava" else caption_queries(pairs[::2])
+    readout, asked = prepare_readout(model, asked)
+    batch = collate_queries(model, asked)
+    passes = EditedPasses(model, 1, batch, partial(readout, queries=asked))
+    assert passes.resumes
+    edit = dictionary.edit(ablate=list(range(40)))
+    with torch.no_grad(), splice(model, 1, edit):
+        whole_B = readout(batch, asked)
+    torch.testing.assert_close(passes(edit), whole_B, atol=1e-5, rtol=0)
+    assert (passes(edit) - passes.clean_B).abs().max() > 1e-4

@@ -9,8 +9,8 @@ import torch
 from cmma.causal import patching
 from cmma.causal.config import NoiseConfig, TraceConfig
 from cmma.causal.corruptions import contrast_runs, embedding_std, noise_runs, single_run
-from cmma.causal.patching import activation_patch, run_scores
-from cmma.causal.queries import Query, image_pair_contrasts, question_queries
+from cmma.causal.patching import Run, activation_patch, run_scores
+from cmma.causal.queries import Query, caption_queries, image_pair_contrasts, question_queries
 from cmma.causal.readout import AnswerReadout, CosineReadout
 from cmma.causal.tracing import trace, window
 from cmma.errors import ConfigError, DataError
@@ -82,6 +82,26 @@ def test_cells_do_not_depend_on_which_cells_share_a_forward_pass(tiny, cases, ro
     monkeypatch.setattr(patching, "resumable", lambda *_: False)
     alone = patch(tiny, cases, RESIDUALS, each, readout, rows_per_forward=1)
     np.testing.assert_allclose(result.score_CRG, alone.score_CRG, atol=1e-5)
+
+
+def test_a_dual_encoder_resumes_above_the_noise_and_skips_the_other_tower(tiny_clip, pairs, monkeypatch):
+    """Against whole passes through both towers; a row beneath the noise cannot be resumed."""
+    clean = [single_run(tiny_clip, query) for query in caption_queries(pairs[:2])]
+    cases = [(run, corrupt) for run in clean for corrupt in noise_runs(tiny_clip, run, NoiseConfig(draws=1), 1.0, 0)]
+    names = [name for name in tiny_clip.site_names() if name.endswith("resid_post")]
+    sites = [name for name in names if name.startswith("vision")]
+
+    def some(run):
+        return {"first": torch.tensor([0]), "second": torch.tensor([1, 2])}
+
+    assert patching.resumable({site: (site,) for site in sites}, [corrupt for _, corrupt in cases])
+    late = Run(clean[0].query, clean[0].batch, ((sites[1], cases[0][1].edits[0][1]),))
+    assert not patching.resumable({sites[1]: (sites[1],)}, [late])
+    result = patch(tiny_clip, cases, sites, some, CosineReadout(tiny_clip))
+    monkeypatch.setattr(patching, "resumable", lambda *_: False)
+    whole = patch(tiny_clip, cases, sites, some, CosineReadout(tiny_clip))
+    np.testing.assert_allclose(result.score_CRG, whole.score_CRG, atol=1e-5)
+    assert result.score_CRG.std() > 1e-4
 
 
 @torch.no_grad()
