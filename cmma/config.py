@@ -32,6 +32,7 @@ class DatasetConfig:
         max_side: images are scaled down so that their longer side has at most this many pixels; 0 = never.
         n_train, n_balanced, n_counter: scenes per split of the shapes world.
         n_pairs: pairs of scenes that differ in one factor (two samples each).
+        concepts: complex concepts that become labels of the shapes world, such as "red AND NOT ring".
         train_fraction: folder and webdataset: this share of the samples is split `train`, the rest `held_out`.
         samples_per_shard: samples in one tar.
         seed: of the generated scenes, or of the split.
@@ -46,6 +47,7 @@ class DatasetConfig:
     n_balanced: int = 500
     n_counter: int = 500
     n_pairs: int = 200
+    concepts: list[str] = field(default_factory=list)
     train_fraction: float = 0.8
     samples_per_shard: int = 1000
     seed: int = 0

@@ -91,11 +91,12 @@ def _latent_gradients(
     def through_leaf(acts_ND: Tensor, modality_N: Tensor, where: Where) -> Tensor:
         with torch.no_grad():
             latents_NK = sae.encode(acts_ND, modality_N)
-            error_ND = acts_ND - sae.decode(latents_NK, modality_N)
+            decoded_ND = sae.decode(latents_NK, modality_N)
         leaf_NK = (latents_NK * scale).requires_grad_()
         latents.append(latents_NK)
         leaves.append(leaf_NK)
-        return sae.decode(leaf_NK, modality_N) + error_ND
+        # acts_ND keeps its graph: where one stream reads the other, effects also run through what is below this site.
+        return sae.decode(leaf_NK, modality_N) + (acts_ND - decoded_ND)
 
     with torch.enable_grad(), splice(model, layer, TokenEdit(through_leaf, cast(Any, tokens), "prefill")):
         scores_B = readout(batch, queries)

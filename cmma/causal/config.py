@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from cmma.checks import one_of, positive
 from cmma.errors import ConfigError
 
+REPLACEMENTS = ("pair", "relation", "referent", "count", "negation", "logic")
 TRACE_METHODS = ("noise", "semantic_pair", "token_replacement")
 ANSWER_READOUTS = ("logit_difference", "log_probability", "probability")
 READOUTS = ("auto", *ANSWER_READOUTS, "cosine")
@@ -23,7 +24,8 @@ class NoiseConfig:
             `multiplicative` is e · N(1, scale²) (the BLIP tool, which takes scale 5).
         scale: multiple of σ, or the standard deviation of the factor.
         draws: noise tensors per sample; the scores of a sample are averaged over them. ROME takes 10.
-        site: where the noise enters; empty = the projector's output, or the first vision layer of a dual encoder.
+        site: where the noise enters; empty = the image's embeddings as the rest of the model gets them (the projector's
+            output, the vision tower's output where cross-attention reads it), or the first vision layer of a dual encoder.
     """
 
     style: str = "additive"
@@ -44,9 +46,12 @@ class TraceConfig:
     Attributes:
         method: how the corrupt run is made: `noise`, `semantic_pair` or `token_replacement`.
         split: split of the data set that is run; pairs need a split of pairs.
+        replacement: what `token_replacement` swaps in the question: `pair` takes the question of an image pair, the
+            others one of the shapes world's counterfactual sets (docs/testbed.md).
         module: what is restored at a layer: `residual` (the stream after it), `mlp` or `attention` (what each adds).
         window: layers restored together, centred on the row's layer. ROME takes 10 for mlp and attention.
-        stream: tower that is patched, `language`, `vision` or `text`; empty = language, or vision in a dual encoder.
+        stream: tower that is patched: `language`; `vision` or `text` where there are two; `decoder`, which writes the
+            answer where the question has an encoder. Empty = language, vision in a dual encoder, text in a BLIP.
         layers: rows of the trace; null = every layer of the stream.
         image_positions: image patches as groups: `objects` (by mask; whole without one), `each`, `whole` or `none`.
         text_positions: prompt tokens after the image: `each` (counted back from the last), `whole` or `none`. The
@@ -61,6 +66,7 @@ class TraceConfig:
 
     method: str = "noise"
     split: str = "balanced"
+    replacement: str = "pair"
     module: str = "residual"
     window: int = 1
     stream: str = ""
@@ -76,8 +82,9 @@ class TraceConfig:
 
     def __post_init__(self) -> None:
         one_of("trace.method", self.method, TRACE_METHODS)
+        one_of("trace.replacement", self.replacement, REPLACEMENTS)
         one_of("trace.module", self.module, ("residual", "mlp", "attention"))
-        one_of("trace.stream", self.stream, ("", "language", "vision", "text"))
+        one_of("trace.stream", self.stream, ("", "language", "vision", "text", "decoder"))
         one_of("trace.image_positions", self.image_positions, ("objects", "each", "whole", "none"))
         one_of("trace.text_positions", self.text_positions, ("each", "whole", "none"))
         one_of("trace.readout", self.readout, READOUTS)

@@ -24,10 +24,8 @@ def single_run(model: MultimodalModel, query: Query) -> Run:
 
 
 def noise_site(model: MultimodalModel, config: NoiseConfig) -> str:
-    """Where the noise enters: as configured, else the image embeddings of the model's family."""
-    if config.site:
-        return config.site
-    return "projector.out" if model.kind == "generative" else "vision.layers.0.resid_pre"
+    """Where the noise enters: as configured, else the image's embeddings."""
+    return config.site or model.image_site
 
 
 @torch.no_grad()

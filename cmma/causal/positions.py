@@ -17,7 +17,7 @@ from cmma.errors import ConfigError
 from cmma.modality import Modality
 from cmma.models.base import MultimodalModel
 
-LAST, CLS = "last", "CLS"
+LAST, CLS, START = "last", "CLS", "start"
 
 
 def position_groups(
@@ -26,16 +26,18 @@ def position_groups(
     """Groups of one case in one stream.
 
     Args:
-        stream: `language` (generative models), `vision` or `text` (the towers of a dual encoder).
+        stream: one of `model.streams`.
         image: `objects`, `each`, `whole` or `none`; `objects` falls back to `whole` where no mask is known.
-        text: `each`, `whole` or `none`. The last token (of the prompt, or EOT) and CLS are always groups of their own.
+        text: `each`, `whole` or `none`. The last token (of the prompt, or EOT) and CLS are always groups of their own. An answer
+            decoder has one group, `start`: the position that decides the first word.
 
     Raises:
         ConfigError: a stream that the model does not have, or that has no groups (LLaVA's vision tower).
     """
-    allowed = ("language",) if model.kind == "generative" else ("vision", "text")
-    if stream not in allowed:
-        raise ConfigError(f"trace.stream={stream}: {model.spec.name} has position groups in {', '.join(allowed)}")
+    if stream not in model.streams:
+        raise ConfigError(f"trace.stream={stream}: {model.spec.name} has position groups in {', '.join(model.streams)}")
+    if stream == "decoder":
+        return {START: torch.tensor([0])}
     groups: dict[str, Tensor] = {}
     if stream != "text" and image != "none":
         patches_P = model.image_positions(clean.batch)[0].cpu()
@@ -45,8 +47,12 @@ def position_groups(
     if stream == "vision":
         groups[CLS] = model.pooled_position(clean.batch, Modality.VISUAL).cpu()
     else:
-        end = int(model.pooled_position(clean.batch, Modality.TEXTUAL)[0])
+        pooled = int(model.pooled_position(clean.batch, Modality.TEXTUAL)[0])
+        end = pooled if clean.batch.prompt_end is None else int(clean.batch.prompt_end[0])
         modality_S = model.token_modality(clean.batch)[0].cpu()
+        if pooled != end:  # a question encoder sums the question up at its first token
+            groups[CLS] = torch.tensor([pooled])
+            modality_S[pooled] = Modality.DROPPED
         groups |= token_groups(modality_S, end, text)
     return groups
 

@@ -88,16 +88,22 @@ def image_pair_contrasts(samples: Iterable[Sample]) -> list[Contrast]:
     return _some(contrasts, "semantic_pair", "samples with meta['pair'] in both roles")
 
 
-def replacement_contrasts(samples: Iterable[Sample]) -> list[Contrast]:
-    """Symmetric token replacement (NOTICE): the same image, the replaced question as corruption."""
+def replacement_contrasts(samples: Iterable[Sample], kind: str = "pair") -> list[Contrast]:
+    """Symmetric token replacement (NOTICE): the same image, the replaced question as corruption.
+
+    Args:
+        kind: `pair` takes the question of a semantic image pair; another name takes that counterfactual set
+            (`meta["counterfactuals"][kind]`).
+    """
     contrasts = []
     for sample in samples:
-        pair = sample.meta.get("pair")
-        if pair is not None and pair["role"] == "clean" and pair.get("replacement"):
-            instead = pair["replacement"]
-            clean = Query(sample, pair["question"], pair["answer"], instead["answer"])
+        asked = sample.meta.get("pair") if kind == "pair" else sample.meta.get("counterfactuals", {}).get(kind)
+        if asked is not None and asked.get("role", "clean") == "clean" and asked.get("replacement"):
+            instead = asked["replacement"]
+            clean = Query(sample, asked["question"], asked["answer"], instead["answer"])
             contrasts.append(Contrast(clean, replace(clean, text=instead["question"])))
-    return _some(contrasts, "token_replacement", "samples with meta['pair']['replacement']")
+    needed = "meta['pair']['replacement']" if kind == "pair" else f"meta['counterfactuals']['{kind}']"
+    return _some(contrasts, "token_replacement", f"samples with {needed}")
 
 
 def caption_pair_contrasts(samples: Iterable[Sample]) -> list[Contrast]:

@@ -71,14 +71,11 @@ class AnswerReadout(Readout):
         return ((logits_BCV.argmax(dim=-1) == ids_BC) | ~answer_BC).all(dim=1)
 
     def _answer_logits(self, batch: Batch, queries: Sequence[Query]) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits [B, C, V] before, ids [B, C] of and membership [B, C] in the columns that may hold an answer."""
+        """`MultimodalModel.answer_logits` of a batch in which every row has an answer."""
         if batch.answer_mask is None or not bool(batch.answer_mask.any(dim=1).all()):
             lacking = next((query.key for query in queries if not query.answer), queries[0].key)
             raise DataError(f"sample {lacking!r}: {self.name} needs an answer, and the question has none")
-        start, stop = int(batch.prompt_end.min()), batch["input_ids"].shape[1] - 1
-        columns = torch.arange(start, stop, device=batch["input_ids"].device)
-        logits_BCV = self.model(**batch, logits_to_keep=columns).logits
-        return logits_BCV, batch["input_ids"][:, start + 1 :], batch.answer_mask[:, start + 1 :]
+        return self.model.answer_logits(batch)
 
     def _first_tokens(self, queries: Sequence[Query]) -> tuple[Tensor, Tensor]:
         answers, others = [], []

@@ -46,7 +46,7 @@ def trace(model: MultimodalModel, samples: Sequence[Sample], config: TraceConfig
     pairs = config.method != "noise"
     readout = make_readout(model, config.readout, "logit_difference" if pairs else "probability")
     contrasts = find_contrasts(model, samples, config)[: config.max_samples]
-    stream = config.stream or ("vision" if model.kind == "dual_encoder" else "language")
+    stream = config.stream or model.streams[0]
     rows = trace_rows(model, stream, config)
 
     answered = correct_queries(model, [each.clean for each in contrasts], readout)
@@ -77,7 +77,7 @@ def find_contrasts(model: MultimodalModel, samples: Sequence[Sample], config: Tr
     if config.method == "token_replacement":
         if dual:
             raise ConfigError(f"trace.method=token_replacement asks questions, and {model.spec.name} is a dual encoder")
-        return replacement_contrasts(samples)
+        return replacement_contrasts(samples, config.replacement)
     queries: list[Query] = caption_queries(samples) if dual else question_queries(samples, per_sample=1)
     if not queries:
         raise DataError("trace.method=noise needs samples with questions (meta['questions']); this data set has none")

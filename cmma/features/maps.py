@@ -61,11 +61,12 @@ def logit_effects(
     The direction has norm one in standardised space, so values compare within a feature, not across layers.
 
     Returns:
-        `layer, feature, sign` ("+" or "-"), `rank, token, value`; None for a model without an unembedding.
+        `layer, feature, sign` ("+" or "-"), `rank, token, value`; None for a model whose records are not read out directly.
     """
-    if model.kind != "generative":
+    unembedding = model.unembedding()
+    if unembedding is None:
         return None
-    unembedding_VD = model.module.get_output_embeddings().weight.float()
+    unembedding_VD = unembedding.float()
     directions_FD = sae.feature_directions[list(features)].to(unembedding_VD.device).float()
     rows: list[tuple[int, int, str, int, str, float]] = []
     for feature, direction_D in zip(features, directions_FD, strict=True):

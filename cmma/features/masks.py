@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cmma.console import progress
+from cmma.data.concepts import named_objects
 from cmma.data.samples import Sample
 from cmma.features.concepts import halves
 from cmma.features.encode import encode_samples
@@ -20,18 +21,10 @@ _THRESHOLDS = np.linspace(0.0, 0.9, 10)  # as shares of the feature's largest ac
 
 
 def concept_mask(sample: Sample, concept: str) -> np.ndarray | None:
-    """Pixels [height, width] of the objects that the concept names; None where the sample has no mask.
-
-    An object is meant when every word of the concept is one of its attribute values ("red", "ring", "red ring").
-    """
+    """Pixels [height, width] of the objects that the concept names; None where the sample has no mask."""
     if sample.mask is None:
         return None
-    words = concept.lower().split()
-    meant = [
-        index + 1 for index, thing in enumerate(sample.objects)
-        if all(word in {str(value).lower() for value in thing.values()} for word in words)
-    ]
-    return np.isin(sample.mask, meant)
+    return np.isin(sample.mask, [index + 1 for index in named_objects(concept, sample.objects)])
 
 
 def cell_coverage(mask_HW: np.ndarray, rows: int, cols: int) -> np.ndarray:

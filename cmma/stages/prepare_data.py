@@ -73,8 +73,8 @@ def _write_shapes(artifact: Artifact, dataset: DatasetConfig, bar: Bar) -> None:
             stop = min(start + dataset.samples_per_shard, count)
             name = f"{split}-{number:06d}.tar"
             if name not in done:
-                samples = _counted(generate_samples(split, start, stop, dataset.seed), bar.advance)
-                _write(artifact, name, samples, split, chunk, start, "png")
+                samples = generate_samples(split, start, stop, dataset.seed, concepts=dataset.concepts)
+                _write(artifact, name, _counted(samples, bar.advance), split, chunk, start, "png")
             else:
                 bar.advance(stop - start)
             chunk += 1

@@ -28,7 +28,7 @@ class StageSpec:
 
 
 STAGES: dict[str, StageSpec] = {
-    "prepare-data": StageSpec("generate or read samples and write them as webdataset tars", ("dataset",)),
+    "prepare-data": StageSpec("generate or read samples and write them as webdataset tars", ("dataset",), version=2),
     "cache-activations": StageSpec(
         "run the model and store activation records", ("model", "activations"), ("prepare-data",), parallel=True
     ),
