@@ -78,7 +78,7 @@ class Edit:
         self._cached = self._prompt = 0
 
     def __enter__(self) -> Edit:
-        watch = self._model.module.register_forward_pre_hook(self._begin, with_kwargs=True)
+        watch = self._model.entry(self._site.name).register_forward_pre_hook(self._begin, with_kwargs=True)
         self._release = [watch.remove, attach_rewrite(self._site, self._rewrite)]
         return self
 

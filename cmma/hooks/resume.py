@@ -24,8 +24,12 @@ AGREE = 1e-4
 
 
 def can_resume(model: MultimodalModel, layer: int) -> bool:
-    """Whether all record sites of `layer` are outputs of numbered blocks, which `resumed` needs."""
-    return all(BLOCK.match(place.site) for place in model.record_sites(layer))
+    """Whether passes can start at the records of `layer`, however these are edited.
+
+    They must be outputs of numbered blocks, and no stream may read another one below the layer: where the question
+    encoder reads the finished image, an edit of the image changes also what the encoder holds at the layer.
+    """
+    return model.streams_apart and all(BLOCK.match(place.site) for place in model.record_sites(layer))
 
 
 @contextmanager
@@ -52,8 +56,7 @@ def resumed(model: MultimodalModel, streams: Mapping[str, Tensor]) -> Iterator[N
 def inputs_above(model: MultimodalModel, layer: int, batch: Batch) -> Batch:
     """The inputs that still matter above `layer`: with one stream, only those that run along it ([B, S]).
 
-    The image of a LLaVA is in the stream already, so its vision tower is skipped. With two streams (dual encoders)
-    every input is kept.
+    The image of a LLaVA is in the stream already, so its vision tower is skipped. With two streams every input is kept.
     """
     if len(model.record_sites(layer)) > 1:
         return batch
@@ -97,13 +100,14 @@ class EditedPasses:
 
 
 def other_tops(model: MultimodalModel, site: str) -> list[str]:
-    """Outputs of the towers that nothing at `site` can reach: the other tower of a dual encoder, else none."""
+    """Outputs of the towers that nothing at `site` can reach, such as the other tower of a dual encoder."""
     block = BLOCK.match(site)
-    if model.kind != "dual_encoder" or block is None:
+    if block is None:
         return []
+    towers = tuple(f"{tower}.layers." for tower in model.unreached.get(site.split(".")[0], ()))
     top: dict[str, tuple[int, str]] = {}
     for name in model.site_names():
-        if (match := BLOCK.match(name)) and match["tower"] != block["tower"]:
+        if (match := BLOCK.match(name)) and match["tower"] in towers:
             top[match["tower"]] = max(top.get(match["tower"], (-1, "")), (int(match["layer"]), name))
     return [name for _, name in top.values()]
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from cmma.models.base import MultimodalModel
     from cmma.models.spec import ModelSpec
 
-FAMILIES = {"llava": "cmma.models.llava", "clip": "cmma.models.clip"}
+FAMILIES = {"llava": "cmma.models.llava", "clip": "cmma.models.clip", "blip": "cmma.models.blip"}
 """Family → module with `load(spec, device, dtype)`; imported when a model of that family is asked for."""
 
 

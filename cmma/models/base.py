@@ -73,11 +73,20 @@ class MultimodalModel(ABC):
         spec: what it was loaded from.
         module: the network itself; always in evaluation mode, parameters frozen.
         kind: "generative" (answers in text) or "dual_encoder" (scores image against text).
+        streams: towers whose positions can be traced and patched, the usual one first.
+        image_site: the image's embeddings, as the rest of the network gets them: where noise corrupts the image.
+        unreached: tower → towers that nothing in it can change; their finished state can be kept while it is patched.
+        streams_apart: no record stream of a layer reads another one at or below that layer, so all of them can be given
+            together. False where the text tower reads the finished image (cross-attention).
         n_layers: depth of the record stream; layers are numbered from 0.
         tokenizer: of its texts: transformers' or open_clip's.
     """
 
     kind: Literal["generative", "dual_encoder"]
+    streams: tuple[str, ...]
+    image_site: str
+    unreached: Mapping[str, tuple[str, ...]] = {}  # noqa: RUF012 (overridden, never changed)
+    streams_apart: bool = True
     tokenizer: Any
 
     def __init__(self, spec: ModelSpec, module: nn.Module, sites: Sequence[Site], n_layers: int) -> None:
@@ -110,6 +119,15 @@ class MultimodalModel(ABC):
     def site_names(self) -> list[str]:
         """Every site, in table order."""
         return list(self._sites)
+
+    @property
+    def captions(self) -> bool:
+        """Whether it writes captions: generative, with an instruction that asks for one (`spec.prompt`)."""
+        return self.kind == "generative" and bool(self.spec.prompt)
+
+    def entry(self, site: str) -> nn.Module:
+        """The module whose call begins a pass through `site`; what it is given tells the modalities there."""
+        return self.module
 
     def __call__(self, **batch: Any) -> Any:
         """One forward pass; the module's own output object. Gradients are the caller's choice."""
@@ -192,6 +210,19 @@ class MultimodalModel(ABC):
     def prompt_logits(self, batch: Batch) -> Tensor:
         """Generative: logits after the prompt, Float[B, vocabulary]."""
         raise CmmaError(f"{self.spec.name} is a {self._kind_name}: it has no logits of a next token")
+
+    def answer_logits(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Generative: what a readout of teacher-forced answers needs, from one forward pass.
+
+        Returns:
+            Logits Float[B, C, V] that predict C columns, the ids int64[B, C] in them, and bool[B, C], which of these
+            belong to the answer. C covers every answer of the batch, and little more.
+        """
+        raise CmmaError(f"{self.spec.name} is a {self._kind_name}: it scores whole texts, not answers")
+
+    def unembedding(self) -> Tensor | None:
+        """Float[V, D]: reads a record vector out as logits of tokens; None where records are not in that space."""
+        return None
 
     def similarity(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Dual encoder: cosine of every image with every text of the batch, Float[B images, B texts]."""

@@ -21,6 +21,7 @@ from cmma.data.samples import Sample
 from cmma.errors import ConfigError, DataError
 from cmma.modality import Modality
 from cmma.models.base import Batch, MultimodalModel, Records
+from cmma.models.pair_views import pair_sites, pair_views
 from cmma.models.sites import Port, RecordSite, SiteRow, expand, resolve
 from cmma.models.spec import ModelSpec
 from cmma.models.weights import quiet_logging, seeded, torch_dtype, weights_folder
@@ -79,6 +80,9 @@ class ClipModel(MultimodalModel):
     """
 
     kind = "dual_encoder"
+    streams = ("vision", "text")
+    image_site = "vision.layers.0.resid_pre"
+    unreached = {"vision": ("text",), "text": ("vision",)}  # noqa: RUF012
 
     def __init__(self, spec: ModelSpec, module: nn.Module, tokenizer: Any) -> None:
         roots: dict[str, Any] = {root: resolve(module, paths, root) for root, paths in ROOTS.items()}
@@ -124,39 +128,14 @@ class ClipModel(MultimodalModel):
 
     def record_sites(self, layer: int) -> tuple[RecordSite, ...]:
         """The residual streams of both towers at relative depth (layer + 1) / n_layers."""
-        places, start = [], 0
-        for tower, modality in (("vision", Modality.VISUAL), ("text", Modality.TEXTUAL)):
-            block = -(-(layer + 1) * self.depths[tower] // self.n_layers) - 1
-            site = self.site(f"{tower}.layers.{block}.resid_post")
-            width = self._towers[tower].transformer.width
-            places.append(RecordSite(site.name, modality, start, width))
-            start += width
-        return tuple(places)
-
-    @property
-    def _towers(self) -> dict[str, Any]:
-        return {"vision": self.module.visual, "text": self.module.text}
+        towers = {"vision": self.module.visual, "text": self.module.text}
+        widths = {name: tower.transformer.width for name, tower in towers.items()}
+        return pair_sites(layer, self.n_layers, self.depths, widths)
 
     def records(self, acts: Mapping[str, Tensor], batch: Mapping[str, Tensor], layer: int) -> Records:
-        """Visual views of all image tokens, textual views of all text tokens, and one joint view [CLS ; EOT].
-
-        Each view fills its own half of the record vector and leaves the other zero; S = image tokens + text length + 1.
-        """
+        """Visual views of all image tokens, textual views of all text tokens, and one joint view [CLS ; EOT]."""
         seen, read = self.record_sites(layer)
-        image_BPV, text_BTW = acts[seen.site], acts[read.site]
-        (rows, patches), length = image_BPV.shape[:2], text_BTW.shape[1]
-        vectors_BSD = image_BPV.new_zeros(rows, patches + length + 1, seen.width + read.width)
-        vectors_BSD[:, :patches, : seen.width] = image_BPV
-        vectors_BSD[:, patches:-1, seen.width :] = text_BTW
-        vectors_BSD[:, -1, : seen.width] = image_BPV[:, 0]
-        vectors_BSD[:, -1, seen.width :] = text_BTW[torch.arange(rows, device=text_BTW.device), self.end_of_text(batch)]
-
-        text_modality_BT = self.token_modality(batch)
-        visual_BP = text_modality_BT.new_full((rows, patches), int(Modality.VISUAL))
-        joint_B1 = text_modality_BT.new_full((rows, 1), int(Modality.JOINT))
-        modality_BS = torch.cat([visual_BP, text_modality_BT, joint_B1], dim=1)
-        position_S = torch.cat([torch.arange(patches), torch.arange(length), torch.tensor([-1])]).to(image_BPV.device)
-        return Records(vectors_BSD, modality_BS, position_S.expand(rows, -1))
+        return pair_views(acts[seen.site], acts[read.site], self.token_modality(batch), self.end_of_text(batch))
 
     def pooled_position(self, batch: Batch, modality: Modality) -> Tensor:
         """CLS (position 0) of the image tower, EOT of the text tower."""

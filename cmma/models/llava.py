@@ -85,6 +85,8 @@ class LlavaModel(MultimodalModel):
     """
 
     kind = "generative"
+    streams = ("language",)
+    image_site = "projector.out"
 
     def __init__(self, spec: ModelSpec, module: nn.Module, processor: ProcessorMixin) -> None:
         self.processor: Any = processor
@@ -198,6 +200,17 @@ class LlavaModel(MultimodalModel):
         positions, which_B = batch.prompt_end.unique(return_inverse=True)
         logits_BPV = self(**batch, logits_to_keep=positions).logits
         return logits_BPV[torch.arange(len(which_B), device=logits_BPV.device), which_B]
+
+    def answer_logits(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """See `MultimodalModel.answer_logits`: the columns after the shortest prompt, and no other logits."""
+        start, stop = int(batch.prompt_end.min()), batch["input_ids"].shape[1] - 1
+        columns = torch.arange(start, stop, device=batch["input_ids"].device)
+        logits_BCV = self(**batch, logits_to_keep=columns).logits
+        return logits_BCV, batch["input_ids"][:, start + 1 :], batch.answer_mask[:, start + 1 :]
+
+    def unembedding(self) -> Tensor:
+        """The language model's output embedding (the final norm left out)."""
+        return self.module.get_output_embeddings().weight
 
     def answer_log_probs(self, batch: Batch) -> Tensor:
         """Log-probability of every teacher-forced answer token given all before it, Float[B, S]; 0 elsewhere."""

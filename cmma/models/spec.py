@@ -17,16 +17,18 @@ class ModelSpec:
 
     Attributes:
         name: short name, as in `model=NAME`.
-        family: `llava` (LLaVA-1.5 and LLaVA-NeXT) or `clip` (open_clip): the adapter.
+        family: the adapter: `llava` (LLaVA-1.5 and LLaVA-NeXT), `clip` (open_clip) or `blip` (BLIP's question
+            answering).
         weights: `hub` (download or use the local cache), `path` (a local folder) or `random` (the full architecture
             with seeded random weights, fully offline).
         source: hub id, folder, or `builtin:NAME` for the models that ship with cmma.
         revision: hub revision; null = the default branch.
         architecture: name by which the adapter knows the architecture without any file, for `weights=random`.
-        n_layers: layers of the stream that records are taken from (the language model; the towers of a dual encoder).
+        n_layers: layers of the stream that records are taken from (the language model; the towers of a dual encoder;
+            the question encoder of a BLIP).
         dtype: float32, bfloat16 or float16 in memory.
         attention: sdpa or eager.
-        prompt: instruction that asks for a caption.
+        prompt: instruction that asks for a caption; empty where a model answers questions only.
         drop_system_prompt: leave the tokens before the image out of the records.
         seed: of random weights.
     """
@@ -46,7 +48,7 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         for key, allowed in (
-            ("family", ("llava", "clip")), ("weights", ("hub", "path", "random")),
+            ("family", ("llava", "clip", "blip")), ("weights", ("hub", "path", "random")),
             ("dtype", ("float32", "bfloat16", "float16")), ("attention", ("sdpa", "eager")),
         ):
             one_of(f"model.{key}", getattr(self, key), allowed)

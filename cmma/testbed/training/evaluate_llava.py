@@ -46,6 +46,12 @@ def question_accuracy(
     answers = generate_texts(
         model, processor, [samples[i].image for i, _ in asked], [q.question for _, q in asked], max_new_tokens=4
     )
+    return accuracy_by_kind(samples, answers)
+
+
+def accuracy_by_kind(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, Estimate]:
+    """Share of exact matches, in all and by kind; `answers` are to all questions of the samples in their order."""
+    asked = [(i, q) for i, sample in enumerate(samples) for q in sample.questions]
     right = np.array([answer.strip() == q.answer for answer, (_, q) in zip(answers, asked, strict=True)])
     image = np.array([i for i, _ in asked])
     kind = np.array([q.kind for _, q in asked])
