@@ -25,12 +25,15 @@ RELATIONS: dict[str, Callable[[SceneObject, SceneObject], bool]] = {
 }
 """Relations hold between cells of the layout: strictly smaller or larger column or row."""
 
+CONNECTIVES = ("and", "or")
+"""Words of questions that no caption has."""
+
 WORDS = tuple(
     dict.fromkeys(
         (
             *SHAPES, *PLURALS.values(), *COLORS, *SIZES, *TEXTURES, *NUMBERS, "yes", "no", ",", ".", "?",
             "a", "the", "is", "are", "there", "what", "how", "many", "color", "shape", "size", "texture",
-            "object", "objects", "of", "left", "right", "above", "below", "describe", "image", "and", "or",
+            "object", "objects", "of", "left", "right", "above", "below", "describe", "image", *CONNECTIVES,
         )
     )
 )  # fmt: skip

@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 from cmma.artifacts.files import new_folder
-from cmma.testbed.language import WORDS
+from cmma.testbed.language import CONNECTIVES, WORDS
 from cmma.testbed.scenes import CANVAS
 from cmma.testbed.training.toy_llava import PATCH, PIXEL_MEAN, PIXEL_STD
 
@@ -23,8 +23,9 @@ START, END = "<start_of_text>", "<end_of_text>"  # the two highest ids, as in CL
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Word-level tokenizer of the shapes grammar with CLIP's start and end marks."""
-    vocabulary = {word: index for index, word in enumerate(("<pad>", "<unk>", *WORDS, START, END))}
+    """Word-level tokenizer of captions with CLIP's start and end marks."""
+    words = (word for word in WORDS if word not in CONNECTIVES)
+    vocabulary = {word: index for index, word in enumerate(("<pad>", "<unk>", *words, START, END))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[A-Za-z]+|[^\sA-Za-z]"), behavior="removed", invert=True)
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)  # only for its spacing
