@@ -5,12 +5,17 @@ Four things make it fast, none of them an approximation:
 - a feature that is silent on a sample changes nothing there, so only the distinct *effective* sets of a sample run;
 - rows (sample × set) fill whole batches, whatever sample they belong to;
 - a forward pass resumes at the layer: what lies below it cannot change.
+
+Where one stream of the records reads another (`MultimodalModel.streams_apart`), the first three do not hold: what the
+question encoder holds, and which features are active there, depends on what was ablated in the image. Passes are whole
+then, every row runs, and latents are computed inside the pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,8 +28,9 @@ from cmma.causal.rivals import prepare_readout
 from cmma.cmig.effects import Effects, concatenate, pairwise_effects
 from cmma.cmig.streams import read_streams
 from cmma.console import progress
-from cmma.hooks.edit import Edit, TokenEdit
+from cmma.hooks.edit import Edit, TokenEdit, Where
 from cmma.hooks.resume import AGREE, can_resume, inputs_above, resumed
+from cmma.hooks.streams import splice
 from cmma.hooks.trace import Trace
 from cmma.models.base import Batch, MultimodalModel
 from cmma.sae.architectures.base import SparseAutoencoder
@@ -62,14 +68,16 @@ class FeatureAblation:
         rows_at_once: int = 256,
     ) -> None:
         self.model, self.layer, self.queries, self.readout = model, layer, queries, readout
+        self.sae, self.tokens = sae, tokens
         self.features, self.rows_at_once = list(features), rows_at_once
+        self._chosen = torch.as_tensor(self.features, device=model.device)
         self.rows_run = self.rows_asked = 0
         every_B = torch.arange(len(queries), device=model.device)
         with torch.no_grad(), Trace(model, [place.site for place in model.record_sites(layer)]) as acts:
             whole_B = readout(batch, queries)
         self._streams = read_streams(model, sae, layer, acts, batch, self.features, tokens)
         active_BK = torch.stack([stream.active_BK for stream in self._streams]).any(dim=0)
-        self._active_BK = active_BK.cpu().numpy()
+        self._active_BK = active_BK.cpu().numpy() if model.streams_apart else np.ones(active_BK.shape, dtype=bool)
         self._batch, self.resumes = batch, False
         if can_resume(model, layer):
             self._batch, self.resumes = inputs_above(model, layer, batch), True
@@ -110,8 +118,11 @@ class FeatureAblation:
 
     @torch.no_grad()
     def _run(self, row_R: Tensor, off_RK: Tensor) -> Tensor:
-        edited = {stream.site: stream.ablated(row_R, off_RK) for stream in self._streams}
         batch, queries = self._batch.rows(row_R), [self.queries[row] for row in row_R.tolist()]
+        if not self.model.streams_apart:
+            with splice(self.model, self.layer, self._inside(off_RK)):
+                return self.readout(batch, queries)
+        edited = {stream.site: stream.ablated(row_R, off_RK) for stream in self._streams}
         if self.resumes:
             with resumed(self.model, edited):
                 return self.readout(batch, queries)
@@ -119,6 +130,16 @@ class FeatureAblation:
             for site, acts_RSD in edited.items():
                 stack.enter_context(Edit(self.model, site, _put(acts_RSD)))
             return self.readout(batch, queries)
+
+    def _inside(self, off_RK: Tensor) -> TokenEdit:
+        """h + decode(a′) − decode(a) with the latents that the pass itself has at the layer."""
+
+        def ablate(acts_NR: Tensor, modality_N: Tensor, where: Where) -> Tensor:
+            latents_NK = self.sae.encode(acts_NR, modality_N)[:, self._chosen]
+            removed_NR = (latents_NK * off_RK[where.batch_index]) @ self.sae.feature_directions[self._chosen]
+            return acts_NR - self.sae.standardiser.restore_difference(removed_NR, modality_N)
+
+        return TokenEdit(ablate, cast(Any, self.tokens), "prefill")
 
 
 def _put(acts_RSD: Tensor) -> TokenEdit:

@@ -85,7 +85,7 @@ class MultimodalModel(ABC):
     kind: Literal["generative", "dual_encoder"]
     streams: tuple[str, ...]
     image_site: str
-    unreached: Mapping[str, tuple[str, ...]] = {}  # noqa: RUF012 (overridden, never changed)
+    unreached: Mapping[str, tuple[str, ...]] = {}
     streams_apart: bool = True
     tokenizer: Any
 

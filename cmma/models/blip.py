@@ -51,7 +51,11 @@ SITES = (
     SiteRow("vision.layers.{l}.resid_post", "vision", "encoder.layers.{l}"),
     # What the question encoder reads. The module runs once more, on CLS alone, for a pooled output that nothing uses.
     SiteRow("vision.norm", "vision", "post_layernorm"),
-    *(SiteRow(f"{tower}.{name}", tower, path, port) for tower in ("text", "decoder") for name, path, port in _TEXT_SITES),
+    *(
+        SiteRow(f"{tower}.{name}", tower, path, port)
+        for tower in ("text", "decoder")
+        for name, path, port in _TEXT_SITES
+    ),
 )
 HUB_FILES = ("*.json", "*.safetensors", "vocab.txt")
 
@@ -112,8 +116,9 @@ class BlipModel(MultimodalModel):
 
     def entry(self, site: str) -> nn.Module:
         """The tower of the site: generation calls each tower on its own."""
-        tower = site.split(".")[0]
-        return {"vision": self.module.vision_model, "text": self.module.text_encoder}.get(tower, self.module.text_decoder)
+        module = self.module
+        towers = {"vision": module.vision_model, "text": module.text_encoder, "decoder": module.text_decoder}
+        return towers[site.split(".")[0]]
 
     def __call__(self, **batch: Any) -> Any:
         """One forward pass; the answer decoder's output, `logits` Float[B, A, V] after every answer token."""
@@ -184,7 +189,7 @@ class BlipModel(MultimodalModel):
         return self.token_modality(batch)
 
     def record_sites(self, layer: int) -> tuple[RecordSite, ...]:
-        """The residual streams of the vision tower and the question encoder at relative depth (layer + 1) / n_layers."""
+        """The residual streams of vision tower and question encoder at relative depth (layer + 1) / n_layers."""
         widths = {"vision": self.config.vision_config.hidden_size, "text": self.config.text_config.hidden_size}
         return pair_sites(layer, self.n_layers, self.depths, widths)
 
@@ -245,7 +250,7 @@ class BlipModel(MultimodalModel):
         return [answer.strip() for answer in self.tokenizer.batch_decode(tokens[:, 1:], skip_special_tokens=True)]
 
 
-def _keep_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _keep_mask(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Give cross-attention the mask of the question's padding, which transformers' layer passes under a wrong name.
 
     Without it an answer depends on the other questions of its batch. One question alone has no padding to mask.

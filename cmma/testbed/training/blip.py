@@ -89,10 +89,10 @@ def answer_logits(
     ids_NT = question_ids.flatten(0, 1)
     text: Any = model.text_encoder
     hidden_NTD = text.embeddings(input_ids=ids_NT)
-    hidden_of_masked = torch.finfo(torch.float32).min
-    masked_N11T = torch.where(ids_NT == model.decoder_pad_token_id, hidden_of_masked, 0.0)[:, None, None]
+    hidden = torch.finfo(torch.float32).min  # added to the scores of what must not be seen
+    padding_N11T = torch.where(ids_NT == model.decoder_pad_token_id, hidden, 0.0)[:, None, None]
     for layer in text.encoder.layer:
-        hidden_NTD, _ = layer.attention(hidden_NTD, attention_mask=masked_N11T)
+        hidden_NTD, _ = layer.attention(hidden_NTD, attention_mask=padding_N11T)
         packed_BSD = hidden_NTD.view(images, questions * length, -1)
         packed_BSD, _ = layer.crossattention(packed_BSD, encoder_hidden_states=image_BPD)
         hidden_NTD = layer.feed_forward_chunk(packed_BSD).view(images * questions, length, -1)
@@ -100,12 +100,12 @@ def answer_logits(
     decoder: Any = model.text_decoder
     answer_NAD = decoder.bert.embeddings(input_ids=answer_ids.flatten(0, 1))
     span = answer_ids.shape[-1]
-    future_AA = torch.full((span, span), hidden_of_masked, device=answer_NAD.device).triu(1)
+    future_AA = torch.full((span, span), hidden, device=answer_NAD.device).triu(1)
     for layer in decoder.bert.encoder.layer:
         answer_NAD, _ = layer.attention(answer_NAD, attention_mask=future_AA)
         # The layer itself drops the mask of the questions' padding, which no single question needs.
         seen_NAD, _ = layer.crossattention.self(
-            answer_NAD, encoder_hidden_states=hidden_NTD, encoder_attention_mask=masked_N11T
+            answer_NAD, encoder_hidden_states=hidden_NTD, encoder_attention_mask=padding_N11T
         )
         answer_NAD = layer.feed_forward_chunk(layer.crossattention.output(seen_NAD, answer_NAD))
     return decoder.cls(answer_NAD).unflatten(0, (images, questions))
@@ -134,20 +134,24 @@ def train_questions(
     return minutes
 
 
-VISION = Recipe(steps=500, batch=128, lr=2e-3)
-QUESTIONS_RECIPE = Recipe(steps=4000, batch=32, lr=2e-3, slow=0.3, slow_prefix="vision_model", warmup=150)
+def blip_job(vision: Recipe, questions: Recipe) -> Job:
+    """toy_blip with these recipes."""
+
+    def train_both(
+        model: BlipForQuestionAnswering, out: Path, seed: int, preview: Callable[[], None]
+    ) -> dict[str, float]:
+        return {
+            "vision": pretrain_vision(model.vision_model, vision, seed, out / "vision.safetensors"),
+            "questions": train_questions(model, questions, seed, out / "questions.safetensors", preview),
+        }
+
+    return Job(
+        name="toy_blip", build=build_model, stages={"vision": vision, "questions": questions}, train=train_both,
+        save=save_folder, measure=measure, notes={"question_kinds": KIND_WEIGHTS, "questions_per_image": QUESTIONS},
+    )  # fmt: skip
 
 
-def _train(
-    model: BlipForQuestionAnswering, out: Path, seed: int, preview: Callable[[], None]
-) -> dict[str, float]:
-    return {
-        "vision": pretrain_vision(model.vision_model, VISION, seed, out / "vision.safetensors"),
-        "questions": train_questions(model, QUESTIONS_RECIPE, seed, out / "questions.safetensors", preview),
-    }
-
-
-TOY_BLIP = Job(
-    name="toy_blip", build=build_model, stages={"vision": VISION, "questions": QUESTIONS_RECIPE}, train=_train,
-    save=save_folder, measure=measure, notes={"question_kinds": KIND_WEIGHTS, "questions_per_image": QUESTIONS},
-)  # fmt: skip
+TOY_BLIP = blip_job(
+    vision=Recipe(steps=300, batch=128, lr=2e-3),
+    questions=Recipe(steps=3600, batch=32, lr=2e-3, slow=0.3, slow_prefix="vision_model", warmup=150),
+)

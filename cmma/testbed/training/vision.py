@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPVisionModel
+from transformers import BlipVisionModel, CLIPVisionModel
 
 from cmma.testbed.training.llava_data import FACTOR_LEVELS, IGNORE, VisionBatches
 from cmma.testbed.training.loop import Recipe, train
@@ -19,7 +19,7 @@ from cmma.testbed.training.loop import Recipe, train
 class PatchReader(nn.Module):
     """A vision tower with one linear head per factor on every patch of its last hidden state."""
 
-    def __init__(self, tower: CLIPVisionModel) -> None:
+    def __init__(self, tower: CLIPVisionModel | BlipVisionModel) -> None:
         super().__init__()
         width = tower.config.hidden_size
         self.tower = tower
@@ -46,7 +46,9 @@ def factor_loss(reader: nn.Module, batch: tuple[Tensor, dict[str, Tensor]]) -> t
     return total, right
 
 
-def pretrain_vision(tower: CLIPVisionModel, recipe: Recipe, seed: int, checkpoint: Path) -> float:
+def pretrain_vision(
+    tower: CLIPVisionModel | BlipVisionModel, recipe: Recipe, seed: int, checkpoint: Path
+) -> float:
     """Train `tower` in place; returns minutes."""
     reader = PatchReader(tower)
     reader.train()
