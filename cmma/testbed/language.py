@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from itertools import permutations
+from typing import Protocol
 
 from cmma.data.samples import Question
 from cmma.testbed.scenes import COLORS, SHAPES, SIZES, TEXTURES, Scene, SceneObject
@@ -17,7 +18,18 @@ NUMBERS = ("zero", "one", "two", "three", "four")
 KINDS = ("existence", "negation", "logic", "color", "shape", "size", "texture", "count", "relation")
 CAPTION_PROMPT = "describe the image."
 PLURALS = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
-RELATIONS: dict[str, Callable[[SceneObject, SceneObject], bool]] = {
+
+
+class Placed(Protocol):
+    """What relations are about: a thing in a cell of the layout."""
+
+    @property
+    def row(self) -> int: ...
+    @property
+    def column(self) -> int: ...
+
+
+RELATIONS: dict[str, Callable[[Placed, Placed], bool]] = {
     "left of": lambda a, b: a.column < b.column,
     "right of": lambda a, b: a.column > b.column,
     "above": lambda a, b: a.row < b.row,

@@ -1,9 +1,9 @@
 """Reading an image of the shapes world back: which objects, with which attributes, where.
 
 Nothing is learned. Every cell of the layout is compared with the renderer's own templates (shape × size × texture ×
-colour × offset from the cell's centre × blur), and the template with the smallest squared error is the answer: the most likely
-object under Gaussian noise. The image may be rendered, noisy, blurred, compressed or generated; each object says how
-much of its cell the template explains, and an attribute that two templates explain equally well is None.
+colour × offset from the cell's centre × blur), and the template with the smallest squared error is the answer: the most
+likely object under Gaussian noise. The image may be rendered, noisy, blurred, compressed or generated; each object says
+how much of its cell the template explains, and an attribute that two templates explain equally well is None.
 """
 
 from __future__ import annotations
@@ -138,24 +138,24 @@ def _templates() -> _Templates:
             kinds.append((shape, size, texture))
             offsets.append((dx, dy))
             maps.append(gaussian_filter((coverage, coverage * shade, coverage * light), (0, blur, blur)))
-    coverage, shade, light = np.asarray(maps, dtype=np.float32).reshape(len(maps), 3, -1).transpose(1, 0, 2)
-    return _Templates(np.asarray(kinds), np.asarray(offsets), coverage, shade, light)
+    maps_3TP = np.asarray(maps, dtype=np.float32).reshape(len(maps), 3, -1).transpose(1, 0, 2)
+    return _Templates(np.asarray(kinds), np.asarray(offsets), *maps_3TP)
 
 
 def _parse_chunk(images: np.ndarray) -> Iterator[ParsedScene]:
     n = len(images)
-    cells_NGPX = images.astype(np.float32).reshape(n, GRID, CELL, GRID, CELL, 3).transpose(0, 1, 3, 2, 4, 5)
+    cells_NGPX: np.ndarray = images.astype(np.float32).reshape(n, GRID, CELL, GRID, CELL, 3).transpose(0, 1, 3, 2, 4, 5)
     cells_NGPX = cells_NGPX.reshape(n, GRID * GRID, CELL, CELL, 3)
     edge = np.ones((CELL, CELL), dtype=bool)
     edge[1:-1, 1:-1] = False  # no rendered object reaches the outermost pixels of its cell
     background_NGX = np.median(cells_NGPX[:, :, edge], axis=2)
     contrast_NGPX = (cells_NGPX - background_NGX[:, :, None, None]).reshape(n, GRID * GRID, CELL * CELL, 3)
-    energy_NG = (contrast_NGPX**2).sum(axis=(2, 3))
+    energy_NG: np.ndarray = (contrast_NGPX**2).sum(axis=(2, 3))
     noise_NG = _noise_energy(contrast_NGPX[:, :, edge.ravel()])
     energy_NG -= noise_NG
     row, cell = np.nonzero(energy_NG > PRESENT * CELL * CELL)
     gain_KTC = _gains(contrast_NGPX[row, cell], background_NGX[row, cell])
-    share_KTC = gain_KTC / energy_NG[row, cell][:, None, None]
+    share_KTC: np.ndarray = gain_KTC / energy_NG[row, cell][:, None, None]
     found: list[list[ParsedObject]] = [[] for _ in range(n)]
     for image, where, energy, share_TC in zip(row, cell, energy_NG[row, cell], share_KTC, strict=True):
         best = share_TC.max()
