@@ -10,7 +10,10 @@ import sys
 
 from cmma.stages.table import STAGES
 
-STAGE_HELP = {name: spec.help for name, spec in STAGES.items()} | {"run": "the whole chain, skipping what is done"}
+STAGE_HELP = {name: spec.help for name, spec in STAGES.items()} | {
+    "run": "the whole chain, skipping what is done",
+    "benchmark": "score methods against known truth: cmma benchmark task=planted method=msae,topk",
+}
 TOOL_HELP = {
     "ls": "list artifacts: cmma ls [STAGE]",
     "show": "one artifact, its parents and its numbers: cmma show KEY",

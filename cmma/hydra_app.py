@@ -66,6 +66,8 @@ def _hydra_main(stage: str, arguments: list[str]) -> None:
             failures.append(error)
 
     completing = "-sc" in arguments or "--shell-completion" in arguments
+    if stage == "benchmark":
+        arguments = [_benchmark_word(word) for word in arguments]
     sys.argv = ["cmma" if completing else f"cmma {stage}", *_flags_first(arguments)]
     hydra.main(config_path=str(config_dir()), config_name=stage, version_base="1.3")(job)()
     if failures:
@@ -76,7 +78,11 @@ def _run(stage: str, config: Config) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     overrides = [word for word in HydraConfig.get().overrides.task if not word.startswith("run.")]
-    if stage == "run":
+    if stage == "benchmark":
+        from cmma.stages.benchmark import run
+
+        run(config)
+    elif stage == "run":
         from cmma.stages.chain import run_chain
 
         run_chain(config, overrides)
@@ -84,6 +90,14 @@ def _run(stage: str, config: Config) -> None:
         from cmma.stages.runner import run_stage
 
         run_stage(stage, config, overrides)
+
+
+def _benchmark_word(word: str) -> str:
+    """`task=` and `method=` stand for keys of `benchmark`, and a comma in `method=` makes a list and no sweep."""
+    key, equals, value = word.partition("=")
+    if not equals or key not in ("task", "method"):
+        return word
+    return f"benchmark.method=[{value.strip('[]')}]" if key == "method" else f"benchmark.task={value}"
 
 
 def _flags_first(arguments: list[str]) -> list[str]:

@@ -16,7 +16,7 @@ from cmma.testbed.planted.codes import frequencies, sample_codes
 from cmma.testbed.planted.config import CLASSES, PlantedConfig
 
 N = 20_000
-SMALL = {"d": 12, "n_visual": 6, "n_textual": 5, "n_shared": 7}
+SMALL = {"d": 12, "n_visual": 6, "n_textual": 5, "n_shared": 7, "visual_scale": 1.0, "offset": 0.0}
 
 
 def rare_enough(hits: int, n: int, p: float) -> bool:
@@ -35,7 +35,7 @@ def test_the_cosine_of_shared_directions_is_exact_and_atoms_have_norm_one(cosine
 
 
 def test_records_are_sums_of_atoms_and_a_sample_is_a_function_of_its_index():
-    config = PlantedConfig(**SMALL, noise=0.0, visual_scale=10.0)
+    config = PlantedConfig(**{**SMALL, "noise": 0.0, "visual_scale": 10.0})
     samples = plant(config, "train", 0, 5000)
     expected_NMW = np.einsum("nma,maw->nmw", samples.codes_NMA, samples.atoms.directions_MAW)
     expected_NMW[:, Modality.VISUAL] *= 10
@@ -102,7 +102,8 @@ def test_paired_tokens_share_concepts_as_often_as_stated(agreement):
 
 
 def test_disturbances_have_the_stated_size():
-    config = PlantedConfig(**SMALL, density=1e-4, noise=0.5, n_outliers=2, outlier=8.0, offset=3.0, textual_scale=2.0)
+    config = PlantedConfig(
+        d=12, density=1e-4, noise=0.5, n_outliers=2, outlier=8.0, offset=3.0, textual_scale=2.0, exponent=0.0)
     samples = plant(config, "train", 0, 4000)
     textual_ND = samples.acts_NMW[:, Modality.TEXTUAL] / 2
     assert textual_ND[:, 2:].std(0) == pytest.approx(0.5, rel=0.1)
@@ -135,7 +136,7 @@ def test_a_sample_has_one_code_per_atom():
 
 @pytest.mark.parametrize(("wrong", "key"), [
     ({"cosine": 1.1}, "planted.cosine"), ({"density": 0.5, "exponent": 1.0}, "planted.density"),
-    ({"n_children": 17}, "planted.n_children"), ({"blocks": 3}, "planted.blocks"),
+    ({"n_children": 25}, "planted.n_children"), ({"blocks": 3}, "planted.blocks"),
 ])  # fmt: skip
 def test_a_world_that_cannot_be_is_refused(wrong, key):
     with pytest.raises(ConfigError, match=key):

@@ -20,7 +20,7 @@ def codes_NA():
 
 
 def test_excess_and_main_effects_have_their_closed_form(codes_NA):
-    circuit = plant_circuit(CircuitConfig(n_features=10, n_edges=8), codes_NA)
+    circuit = plant_circuit(CircuitConfig(n_features=10, n_edges=8, noise=0), codes_NA)
     effects = pairwise_effects(circuit, circuit.features_K.tolist())
     i, j = circuit.pairs_P2.T
     z_NK = codes_NA[:, circuit.features_K]
@@ -35,18 +35,18 @@ def test_excess_and_main_effects_have_their_closed_form(codes_NA):
 
 
 def test_a_saturating_link_keeps_the_truth_exact(codes_NA):
-    circuit = plant_circuit(CircuitConfig(n_features=6, n_edges=3, saturation=0.5), codes_NA)
+    circuit = plant_circuit(CircuitConfig(n_features=6, n_edges=3, saturation=0.5, noise=0), codes_NA)
     effects = pairwise_effects(circuit, circuit.features_K.tolist())
     np.testing.assert_allclose(effects.excess_PN, circuit.excess_PN, atol=1e-12)
     assert np.abs(effects.clean_N).max() < 2  # tanh(s u) / s is below 1 / s
 
 
 def test_null_graphs_have_no_interaction(codes_NA):
-    additive = plant_circuit(CircuitConfig(n_features=10, n_edges=8, graph="additive"), codes_NA)
+    additive = plant_circuit(CircuitConfig(n_features=10, n_edges=8, graph="additive", noise=0), codes_NA)
     effects = pairwise_effects(additive, additive.features_K.tolist())
     np.testing.assert_allclose(effects.excess_PN, 0, atol=1e-12)
     assert np.abs(effects.main_KN).max() > 0.5
-    zero = plant_circuit(CircuitConfig(n_features=10, n_edges=8, graph="zero"), codes_NA)
+    zero = plant_circuit(CircuitConfig(n_features=10, n_edges=8, graph="zero", noise=0), codes_NA)
     np.testing.assert_array_equal(pairwise_effects(zero, zero.features_K.tolist()).main_KN, 0)
 
 

@@ -17,18 +17,21 @@ GRAPHS = ("signed", "additive", "zero")
 class PlantedConfig:
     """One world of planted activations. A sample is an image token and a text token that share concepts.
 
+    The defaults are the world of `cmma benchmark task=planted`: image tokens ten times as large as text tokens, a
+    modality gap, and concepts whose two directions are close and not the same.
+
     Every atom's firing frequency is a closed form of these numbers (`cmma.testbed.planted.codes.frequencies`).
     """
 
     d: int = 64
     """Width of one modality's activations."""
-    n_visual: int = 32
+    n_visual: int = 48
     """Atoms that only image tokens have."""
-    n_textual: int = 32
+    n_textual: int = 48
     """Atoms that only text tokens have."""
-    n_shared: int = 32
+    n_shared: int = 48
     """Concepts that both modalities have, each with an image and a text direction."""
-    cosine: float = 1.0
+    cosine: float = 0.9
     """Cosine ρ between the two directions of every shared concept, exact."""
     blocks: int = 1
     """1: both modalities live in one space. 2: records are pair views [h_v ; h_t] of width 2d with the absent half
@@ -52,17 +55,17 @@ class PlantedConfig:
     """The last so many atoms of each class are children: each fires only together with its parent, one of the first."""
     child_rate: float = 0.5
     """Probability that a child fires when its parent does."""
-    noise: float = 0.02
+    noise: float = 0.05
     """Standard deviation of Gaussian noise per coordinate, where atoms have norm one."""
     n_outliers: int = 0
     """The first so many coordinates of each token are outlier dimensions: `outlier` · (1 + z/10) is added, z normal."""
     outlier: float = 20.0
     """Size of an outlier dimension."""
-    visual_scale: float = 1.0
+    visual_scale: float = 10.0
     """Factor on all image tokens."""
     textual_scale: float = 1.0
     """Factor on all text tokens."""
-    offset: float = 0.0
+    offset: float = 2.0
     """Norm of each modality's own mean vector, before the factor: the modality gap."""
     seed: int = 0
     """Of the atoms and of the records."""
@@ -116,7 +119,7 @@ class CircuitConfig:
     """Interactions likewise."""
     base: float = 1.0
     """Standard deviation over samples of what no atom explains."""
-    noise: float = 0.0
+    noise: float = 0.2
     """Standard deviation of independent noise on every measured run. A network has none; it sets the difficulty."""
     saturation: float = 0.0
     """s of the link tanh(s u) / s; 0 = the identity. Above 0 pairs without an edge have an excess too."""

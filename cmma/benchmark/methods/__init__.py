@@ -1,0 +1,1 @@
+"""The methods that ship, one file per protocol."""

@@ -1,0 +1,73 @@
+"""Names of tasks and methods. Nothing heavy is imported until one is used.
+
+A new task is one file and one line in `TASKS`. A new method is a small class:
+
+    @register("dictionary", "mine")
+    class Mine:
+        def fit(self, reader, budget, seed): ...
+
+in a file of `cmma/benchmark/methods/`, or in any importable module that `benchmark.plugins` names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cmma.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cmma.benchmark.config import BenchmarkConfig
+    from cmma.benchmark.task import Task
+
+TASKS = {
+    "planted": "cmma.benchmark.tasks.planted:PlantedTask",
+    "circuit": "cmma.benchmark.tasks.circuit:CircuitTask",
+    "attribution": "cmma.benchmark.tasks.attribution:AttributionTask",
+}
+PROTOCOLS = {
+    "dictionary": "cmma.benchmark.methods.dictionaries",
+    "graph": "cmma.benchmark.methods.graphs",
+    "attribution": "cmma.benchmark.methods.attributions",
+}
+"""Protocol of a method (`cmma.benchmark.protocols`) → the module with those that ship."""
+
+_methods: dict[tuple[str, str], type] = {}
+Class = TypeVar("Class", bound=type)
+
+
+def register(protocol: str, name: str) -> Callable[[Class], Class]:
+    """Class decorator: make a method known under a name."""
+
+    def keep(method: Class) -> Class:
+        _methods[protocol, name] = method
+        return method
+
+    return keep
+
+
+def find_methods(protocol: str, names: Sequence[str], plugins: Sequence[str] = ()) -> dict[str, Any]:
+    """Instances of the named methods, in the given order.
+
+    Raises:
+        ConfigError: no such method or plugin; the message names those that there are.
+    """
+    import_module(PROTOCOLS[protocol])
+    for plugin in plugins:
+        try:
+            import_module(plugin)
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"benchmark.plugins: {error}; give modules that python can import") from error
+    known = [name for kind, name in _methods if kind == protocol]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"method={name} is not one of {', '.join(known)}")
+    return {name: _methods[protocol, name]() for name in dict.fromkeys(names)}
+
+
+def make_task(config: BenchmarkConfig) -> Task:
+    """The configured task."""
+    module, attribute = TASKS[config.task].split(":")
+    task: Task = getattr(import_module(module), attribute)(config)
+    return task
