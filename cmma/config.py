@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from cmma.benchmark.config import BenchmarkConfig
 from cmma.causal.config import InterventionConfig, TraceConfig
 from cmma.checks import at_least, one_of
 from cmma.cmig.config import CMIGConfig
@@ -241,6 +242,7 @@ class Config:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     layer: int | None = None
     seed: int = 0
 
