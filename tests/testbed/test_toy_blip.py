@@ -1,4 +1,4 @@
-"""Training of toy_blip: packed questions are single ones, a resumed run is the undisturbed one, a job runs to its end."""
+"""Training of toy_blip: packed questions are single ones, a killed run continues, a job runs to its end."""
 
 from __future__ import annotations
 
