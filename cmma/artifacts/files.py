@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,9 +48,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
     if not folder.exists():
         os.replace(temporary, folder)
         return
-    for path in temporary.iterdir():
-        os.replace(path, folder / path.name)
-    temporary.rmdir()
+    for path in [path for path in temporary.rglob("*") if path.is_file()]:
+        target = folder / path.relative_to(temporary)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, target)
+    shutil.rmtree(temporary)
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -26,6 +26,7 @@ class Recipe:
         lr: peak rate of Muon (matrices; scaled to AdamW's update size) and of AdamW (everything else).
         slow: factor on the rate of parameters whose name starts with `slow_prefix`.
         warmup: steps of linear warm-up; cosine decay to 5% of the peak follows.
+        flatten: Muon also on convolutions, as matrices of output channel × everything else.
         average: decay of the exponential moving average of the weights that is kept at the end.
     """
 
@@ -36,6 +37,7 @@ class Recipe:
     slow_prefix: str = ""
     warmup: int = 100
     weight_decay: float = 0.05
+    flatten: bool = False
     average: float = 0.995
     clip: float = 1.0
 
@@ -48,12 +50,16 @@ class Recipe:
 
 
 class Optimiser:
-    """Muon on hidden matrices, AdamW on embeddings, heads, norms, biases and convolutions."""
+    """Muon on hidden matrices, AdamW on embeddings, heads, norms, biases and (unless flattened) convolutions."""
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         self.recipe = recipe
         groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+        self.flat: list[tuple[nn.Parameter, nn.Parameter]] = []
         for name, parameter in model.named_parameters():
+            if recipe.flatten and parameter.ndim == 4:  # the same storage, seen as a matrix
+                self.flat.append((parameter, nn.Parameter(parameter.data.view(len(parameter), -1))))
+                parameter = self.flat[-1][1]
             matrix = parameter.ndim == 2 and not any(word in name for word in ("embed", "lm_head", "heads."))
             factor = recipe.slow if recipe.slow_prefix and name.startswith(recipe.slow_prefix) else 1.0
             groups.setdefault((matrix, factor), []).append(parameter)
@@ -66,6 +72,9 @@ class Optimiser:
 
     def step(self, step: int) -> None:
         """Update every parameter at the rate of this step and clear the gradients."""
+        for parameter, flat in self.flat:
+            if parameter.grad is not None:
+                flat.grad, parameter.grad = parameter.grad.reshape(flat.shape), None
         for matrix, optimiser in ((True, self.muon), (False, self.adamw)):
             for group, factor in zip(optimiser.param_groups, self.factors[matrix], strict=True):
                 group["lr"] = self.recipe.lr * factor * self.recipe.rate(step)
