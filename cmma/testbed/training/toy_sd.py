@@ -7,6 +7,7 @@ resolution, so every transformer block has 6 × 6 tokens.
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,9 @@ def save_folder(model: ToySD, folder: Path, dtype: torch.dtype = torch.bfloat16)
     )  # fmt: skip
     with new_folder(folder) as made:
         pipeline.save_pretrained(made)
+        # transformers loads the type that its configuration names, diffusers float32: the pipeline must agree.
+        config = made / "text_encoder" / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
 
 
 def load_folder(folder: Path) -> Any:
