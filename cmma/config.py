@@ -71,7 +71,8 @@ class ActivationsConfig:
         split: split of the data set that is run.
         n_samples: at most this many samples; null = the whole split.
         text: what a generative model reads beside the image: `caption` (the caption as the answer to the model's
-            prompt), `question` (the sample's first question with its answer) or `prompt` (the prompt alone).
+            prompt), `question` (the sample's first question with its answer) or `prompt` (the prompt alone). A model
+            that writes no captions (`model.prompt` is empty) reads the question in any case.
         visual_per_sample, textual_per_sample: at most this many records of each modality per sample.
         joint: dual encoders: also store the joint view of each pair.
         context: pooled context vectors per sample and modality, for the encoder's cross-modal attention; 0 = none.
@@ -256,6 +257,10 @@ class Config:
             if not 0 <= layer < depth:
                 raise ConfigError(f"activations.layers holds {layer}; {self.model.name} has layers 0 to {depth - 1}")
         return sorted(set(layers))
+
+    def text(self) -> str:
+        """`activations.text` for this model: questions where it has no prompt that asks for a caption."""
+        return self.activations.text if self.model.prompt else "question"
 
     def sae_layer(self) -> int:
         """The layer of the dictionary. Raises ConfigError when it is not among the cached ones."""

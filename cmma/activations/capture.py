@@ -56,7 +56,8 @@ def texts_of(samples: Sequence[Sample], text: str, prompt: str) -> tuple[list[st
     for sample in samples:
         if not sample.questions:
             raise DataError(
-                f"activations.text=question: sample {sample.key} has no question; use activations.text=caption"
+                f"sample {sample.key} has no question; take data with meta['questions'], or activations.text=caption "
+                "with a model that writes captions"
             )
         first.append(sample.questions[0])
     return [entry.question for entry in first], [entry.answer for entry in first]

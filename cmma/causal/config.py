@@ -24,8 +24,8 @@ class NoiseConfig:
             `multiplicative` is e · N(1, scale²) (the BLIP tool, which takes scale 5).
         scale: multiple of σ, or the standard deviation of the factor.
         draws: noise tensors per sample; the scores of a sample are averaged over them. ROME takes 10.
-        site: where the noise enters; empty = the image's embeddings as the rest of the model gets them (the projector's
-            output, the vision tower's output where cross-attention reads it), or the first vision layer of a dual encoder.
+        site: where the noise enters; empty = the image's embeddings as the rest of the model gets them: the projector's
+            output, the vision tower's where cross-attention reads it, the first vision layer in a dual encoder.
     """
 
     style: str = "additive"

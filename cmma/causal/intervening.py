@@ -29,7 +29,8 @@ class Outcome:
         selection: how the features were ranked (also where they were given by hand: their ranks are worth seeing).
         result: the intervention at its configured strength.
         doses: the intervention at each of `config.strengths`, with `DOSE_CONTROLS` draws of the controls.
-        texts: generated texts, None where the model does not generate or the configuration says so.
+        texts: generated captions (answers, of a model that writes no captions); None where the model does not generate
+            or the configuration says so.
     """
 
     selection: Selection
@@ -74,8 +75,10 @@ def intervene(
     doses = dose_response(model, sae, layer, effect_queries, intervention, readout, config.strengths, **curve)
     texts = None
     if config.generate and model.kind == "generative":
+        asked = None if model.captions else [query.text for query in effect_queries]
+        shown = measuring if model.captions else [query.sample for query in effect_queries]
         texts = generate_texts(
-            model, sae, layer, measuring, intervention, density_K=selection.density_K,
+            model, sae, layer, shown, intervention, density_K=selection.density_K, text=asked,
             max_new_tokens=config.max_new_tokens, batch_size=config.batch_size, seed=config.seed,
         )  # fmt: skip
     return Outcome(selection, result, doses, texts)
@@ -102,10 +105,18 @@ def queries_for(model: MultimodalModel, samples: Sequence[Sample]) -> list[Query
     """One query per sample: a question (kinds in turn), the caption where there is none or the model is a dual encoder.
 
     A generative model that has no question is scored on the caption as its answer to `model.spec.prompt`.
+
+    Raises:
+        DataError: there is no question, and the model writes no captions.
     """
     if model.kind == "dual_encoder":
         return caption_queries(samples)
     queries = question_queries(samples, per_sample=1)
+    if not queries and not model.captions:
+        raise DataError(
+            f"{model.spec.name} answers questions and writes no captions, and this data set has no questions "
+            "(meta['questions']); take dataset=shapes or another model"
+        )
     return queries or [Query(sample, model.spec.prompt, sample.caption) for sample in samples]
 
 

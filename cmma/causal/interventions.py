@@ -163,7 +163,7 @@ def generate_texts(
     intervention: Intervention,
     *,
     density_K: Tensor,
-    text: str | None = None,
+    text: str | Sequence[str] | None = None,
     sources: Sequence[Sample] | None = None,
     max_new_tokens: int = 48,
     batch_size: int = 16,
@@ -172,30 +172,30 @@ def generate_texts(
     """Greedy generation with the KV cache, under the intervention in its phase (prompt, new tokens, or both).
 
     Args:
-        text: instruction for every sample; None asks for a caption (`model.spec.prompt`).
+        text: instruction for every sample, or one for each; None asks for a caption (`model.spec.prompt`).
         sources: one per sample, for Eq. 10-11; the mean over their tokens is taken, since texts differ in length.
     """
-    instruction = text or model.spec.prompt
+    text = text or model.spec.prompt
+    texts = [text] * len(samples) if isinstance(text, str) else text
     intervention = replace(intervention, source="mean")
     drawn = matched_features(density_K, list(intervention.features), 1, seed)[0]
     variants = [intervention, replace(intervention, features=tuple(drawn))]
-    queries = [Query(sample, instruction) for sample in samples]
-    given = None if sources is None else [Query(sample, instruction) for sample in sources]
+    queries = [Query(*asked) for asked in zip(samples, texts, strict=True)]
+    given = None if sources is None else [Query(*asked) for asked in zip(sources, texts, strict=True)]
     sources_N = _sources(queries, given) if intervention.needs_source else None
 
     written: list[list[str]] = [[], [], [], []]
     with progress(f"Generating ({intervention.kind})", total=len(queries)) as bar:
         for start in range(0, len(queries), batch_size):
             rows = slice(start, start + batch_size)
-            asked = [query.sample for query in queries[rows]]
-            batch = model.collate(asked, [instruction] * len(asked), padding="left")
+            batch = model.collate(samples[rows], texts[rows], padding="left")
             there = None if sources_N is None else collate_queries(model, sources_N[rows])
             edits = _edits(model, sae, layer, variants, batch, there)
             runs = [None, *edits, random_direction(edits[0], _draw_seed(seed, 0))]
-            for texts, edit in zip(written, runs, strict=True):
+            for said, edit in zip(written, runs, strict=True):
                 with _under(model, layer, edit):
-                    texts += model.generate(batch, max_new_tokens)
-            bar.advance(len(asked))
+                    said += model.generate(batch, max_new_tokens)
+            bar.advance(len(samples[rows]))
     return Texts(tuple(query.key for query in queries), *map(tuple, written))
 
 

@@ -28,8 +28,8 @@ def position_groups(
     Args:
         stream: one of `model.streams`.
         image: `objects`, `each`, `whole` or `none`; `objects` falls back to `whole` where no mask is known.
-        text: `each`, `whole` or `none`. The last token (of the prompt, or EOT) and CLS are always groups of their own. An answer
-            decoder has one group, `start`: the position that decides the first word.
+        text: `each`, `whole` or `none`. The last token (of the prompt, or EOT) and CLS are always groups of their own.
+            An answer decoder has one group, `start`: the position that decides the first word.
 
     Raises:
         ConfigError: a stream that the model does not have, or that has no groups (LLaVA's vision tower).

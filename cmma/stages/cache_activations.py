@@ -52,7 +52,7 @@ def capture_of(config: Config) -> Capture:
     activations = config.activations
     return Capture(
         config.layers(), activations.visual_per_sample, activations.textual_per_sample, activations.joint,
-        activations.seed, activations.context, DTYPES[activations.dtype], activations.batch_size, activations.text,
+        activations.seed, activations.context, DTYPES[activations.dtype], activations.batch_size, config.text(),
     )
 
 
@@ -63,7 +63,7 @@ def _chunks(n_samples: int, size: int) -> list[tuple[int, int]]:
 def _check_space(artifact: Artifact, model: MultimodalModel, config: Config, n_samples: int) -> None:
     """Print the largest size that this can take, and refuse before the work when the disk is too small."""
     activations, layers = config.activations, config.layers()
-    records = activations.visual_per_sample + activations.textual_per_sample + (model.kind == "dual_encoder")
+    records = activations.visual_per_sample + activations.textual_per_sample + (len(model.record_blocks(0)) > 1)
     vectors = records + 2 * activations.context
     width = sum(model.record_width(layer) for layer in layers)
     needed = n_samples * vectors * width * DTYPES[activations.dtype].itemsize

@@ -51,14 +51,16 @@ def run(stage: Stage) -> dict[str, Any]:
     for split in splits:
         if model.kind == "generative":
             texts, answered = _merge(stage, said[split])
-            captions += [
-                {"split": split, "key": sample.key, "caption": text, "reference": sample.caption}
-                for sample, text in zip(samples[split], texts, strict=True)
-            ]
             answers += [{"split": split, **entry} for entry in answered]
-            rows += _caption_rows(split, texts, samples[split], metric.n_bootstrap)
+            if model.captions:
+                captions += [
+                    {"split": split, "key": sample.key, "caption": text, "reference": sample.caption}
+                    for sample, text in zip(samples[split], texts, strict=True)
+                ]
+                rows += _caption_rows(split, texts, samples[split], metric.n_bootstrap)
             rows += _answer_rows(split, answered, metric.n_bootstrap)
-    not_measured = _embedding_rows(stage, model, samples, {entry["key"]: entry["caption"] for entry in captions}, rows)
+    not_measured = _without_captions(model)
+    not_measured |= _embedding_rows(stage, model, samples, {entry["key"]: entry["caption"] for entry in captions}, rows)
     shutil.rmtree(stage.artifact.path("parts"), ignore_errors=True)
     stage.artifact.write_jsonl("captions.jsonl", captions)
     stage.artifact.write_jsonl("answers.jsonl", answers)
@@ -83,7 +85,7 @@ def _generate(stage: Stage, model: MultimodalModel, split: str, samples: Sequenc
         if chunk % stage.world != stage.rank or stage.artifact.path(name).is_file():
             continue
         some = samples[start : start + metric.batch_size]
-        texts = caption_samples(model, some, metric.batch_size, metric.max_new_tokens)
+        texts = caption_samples(model, some, metric.batch_size, metric.max_new_tokens) if model.captions else []
         answered = answer_questions(model, some, metric.batch_size, max_questions=questions_per_sample * len(some))
         write_json(stage.artifact.path(name), {"captions": texts, "answers": [
             {"key": entry.image, "kind": entry.question.kind, "question": entry.question.question,
@@ -95,6 +97,13 @@ def _generate(stage: Stage, model: MultimodalModel, split: str, samples: Sequenc
 def _merge(stage: Stage, names: Sequence[str]) -> tuple[list[str], list[Row]]:
     parts = [read_json(stage.artifact.path(name)) for name in names]
     return [text for part in parts for text in part["captions"]], [entry for part in parts for entry in part["answers"]]
+
+
+def _without_captions(model: MultimodalModel) -> dict[str, str]:
+    """What needs captions, and why there are none; empty where there are, and for a dual encoder."""
+    if model.captions or model.kind != "generative":
+        return {}
+    return {"captions, hallucination": f"{model.spec.name} answers questions and writes no captions"}
 
 
 # Rows of the metric table. -------------------------------------------------------------------------------------------

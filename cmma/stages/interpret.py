@@ -18,7 +18,7 @@ from cmma.stages.splits import interpreted_samples
 def run(stage: Stage) -> dict[str, Any]:
     """Describe every latent on samples that the dictionary was not trained on; summary: class shares (Table 1)."""
     config, artifact = stage.config, stage.artifact
-    settings, layer, text = config.interpret, config.sae_layer(), config.activations.text
+    settings, layer, text = config.interpret, config.sae_layer(), config.text()
     samples = interpreted_samples(stage.parents["prepare-data"], config)
     model = load_model(config.model, stage.device)
     sae = load_sae(stage.parents["train-sae"].folder).to(stage.device)

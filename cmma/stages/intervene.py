@@ -44,7 +44,7 @@ def run(stage: Stage) -> dict[str, Any]:
     }
     if texts:
         summary["texts_changed"] = sum(row["before"] != row["after"] for row in texts) / len(texts)
-        if truth:
+        if truth and stage.config.model.prompt:  # captions, not answers
             summary["chair_i"] = {
                 name: _number(_chair_i(texts, name, truth)) for name in ("before", "after", "random_features")
             }

@@ -52,7 +52,7 @@ class Keys:
             return value
         section = dataclasses.asdict(value)  # type: ignore[arg-type]
         if name == "activations":
-            section["layers"] = config.layers()
+            section |= {"layers": config.layers(), "text": config.text()}
         if name == "model" and config.model.weights == "path":
             section["source"] = fingerprint_model(model_folder(config.model.source))
         if name == "dataset":

@@ -177,7 +177,7 @@ def test_phases_of_generation(tiny):
 
 @torch.no_grad()
 def test_records_are_pair_views_of_both_towers(tiny):
-    """3 vision and 4 text layers: layer 1 of 4 is half way, so it pairs vision block ceil(3/2) − 1 = 1 with text block 1."""
+    """Of 3 vision and 4 text layers: layer 1 is half way and pairs vision block ⌈3/2⌉ − 1 = 1 with text block 1."""
     places = tiny.record_sites(1)
     assert [place.site for place in places] == ["vision.layers.1.resid_post", "text.layers.1.resid_post"]
     assert [place.site.split(".")[2] for place in tiny.record_sites(3)] == ["2", "3"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -65,7 +66,7 @@ def whole_passes(tiny, sae, queries, readout, off, tokens):
     """One sample at a time, the latents edited by the dictionary itself in the streams as they then are."""
     values = []
     for query in queries:
-        with splice(tiny, LAYER, sae.edit(ablate=off, tokens=tokens)):
+        with splice(tiny, LAYER, sae.edit(ablate=off, tokens=tokens)) if off else nullcontext():
             values.append(float(readout(collate_queries(tiny, [query]), [query])))
     return np.array(values)
 

@@ -31,6 +31,8 @@ from cmma.testbed.training.vision import pretrain_vision
 from cmma.testbed.world import sample_scenes
 
 QUESTIONS = 12
+WEIGHTS = KIND_WEIGHTS | {"relation": 8.0}
+"""How often each kind is asked: all but relations are learned within the first thousand steps."""
 QUESTION_LENGTH, ANSWER_LENGTH = 12, 3
 """Longest question with its two marks, and longest answer with one, of the grammar."""
 END_WEIGHT = 0.1
@@ -66,7 +68,7 @@ class QuestionBatches(Dataset):
         targets_BQA = np.full((self.batch, QUESTIONS, ANSWER_LENGTH), IGNORE)
         for b in range(self.batch):
             rng = question_rng(self.seed, f"{self.split} questions", begin + b)
-            asked = language.questions(scenes.scene(b), rng, QUESTIONS, KIND_WEIGHTS)
+            asked = language.questions(scenes.scene(b), rng, QUESTIONS, WEIGHTS)
             for number, q in enumerate(asked):
                 question, answer = [self.first, *self.encode(q.question), self.end], self.encode(q.answer)
                 questions_BQT[b, number, : len(question)] = question
@@ -147,7 +149,7 @@ def blip_job(vision: Recipe, questions: Recipe) -> Job:
 
     return Job(
         name="toy_blip", build=build_model, stages={"vision": vision, "questions": questions}, train=train_both,
-        save=save_folder, measure=measure, notes={"question_kinds": KIND_WEIGHTS, "questions_per_image": QUESTIONS},
+        save=save_folder, measure=measure, notes={"question_kinds": WEIGHTS, "questions_per_image": QUESTIONS},
     )  # fmt: skip
 
 
