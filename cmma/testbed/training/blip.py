@@ -118,6 +118,7 @@ def train_questions(
 ) -> float:
     """Train `model` in place on questions about the training split; returns minutes."""
     model.train()
+    sizes: Any = model.config.text_config
 
     def loss(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         targets_BQA = batch["targets"]
@@ -125,7 +126,7 @@ def train_questions(
         with torch.autocast(targets_BQA.device.type, torch.bfloat16):
             logits_BQAV = answer_logits(model, batch["pixel_values"], batch["question_ids"], batch["answer_ids"])
         logits_NV, target_N = logits_BQAV[counted].float(), targets_BQA[counted]
-        is_end_N = target_N == model.config.text_config.sep_token_id
+        is_end_N = target_N == sizes.sep_token_id
         weight_N = torch.where(is_end_N, END_WEIGHT, 1.0)
         loss_N = F.cross_entropy(logits_NV, target_N, reduction="none")
         right_N = logits_NV.argmax(-1) == target_N
