@@ -8,6 +8,9 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
+from cmma.causal.queries import Query
+from cmma.causal.readout import Readout
+from cmma.models.base import MultimodalModel
 from cmma.sae.records import ActivationReader
 from cmma.testbed.planted.circuits import PlantedCircuit
 
@@ -84,6 +87,14 @@ class GraphBuilder(Protocol):
 
     def build(self, circuit: PlantedCircuit, seed: int) -> Graph:
         """The graph over `circuit.features_K`."""
+        ...
+
+
+class LocalisationMethod(Protocol):
+    """Says which patches of an image an answer rests on."""
+
+    def localise(self, model: MultimodalModel, query: Query, readout: Readout, seed: int) -> np.ndarray:
+        """A score for every patch, row by row, [P]; higher = the readout rests on it more."""
         ...
 
 

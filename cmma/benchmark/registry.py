@@ -20,16 +20,19 @@ from cmma.errors import ConfigError
 if TYPE_CHECKING:
     from cmma.benchmark.config import BenchmarkConfig
     from cmma.benchmark.task import Task
+    from cmma.models.spec import ModelSpec
 
 TASKS = {
     "planted": "cmma.benchmark.tasks.planted:PlantedTask",
     "circuit": "cmma.benchmark.tasks.circuit:CircuitTask",
     "attribution": "cmma.benchmark.tasks.attribution:AttributionTask",
+    "bias": "cmma.benchmark.tasks.bias:BiasTask",
 }
 PROTOCOLS = {
     "dictionary": "cmma.benchmark.methods.dictionaries",
     "graph": "cmma.benchmark.methods.graphs",
     "attribution": "cmma.benchmark.methods.attributions",
+    "localisation": "cmma.benchmark.methods.localisations",
 }
 """Protocol of a method (`cmma.benchmark.protocols`) → the module with those that ship."""
 
@@ -66,8 +69,8 @@ def find_methods(protocol: str, names: Sequence[str], plugins: Sequence[str] = (
     return {name: _methods[protocol, name]() for name in dict.fromkeys(names)}
 
 
-def make_task(config: BenchmarkConfig) -> Task:
-    """The configured task."""
+def make_task(config: BenchmarkConfig, model: ModelSpec) -> Task:
+    """The configured task; the model is loaded only by those that look into one."""
     module, attribute = TASKS[config.task].split(":")
-    task: Task = getattr(import_module(module), attribute)(config)
+    task: Task = getattr(import_module(module), attribute)(config, model)
     return task

@@ -14,6 +14,7 @@ from cmma.benchmark.config import BenchmarkConfig
 from cmma.benchmark.registry import find_methods, make_task
 from cmma.benchmark.task import Metric
 from cmma.console import progress
+from cmma.models.spec import ModelSpec
 from cmma.statistics.bootstrap import Interval
 from cmma.statistics.student import student_mean
 
@@ -26,7 +27,7 @@ class Results:
 
     Attributes:
         config: what was run. seeds: of the worlds.
-        title, metrics: of the task.
+        title, metrics: of the task. model: name of the model that it looked into; empty for tasks without one.
         values: row → metric → one value per seed, None where it is not defined. Rows: methods, controls, "shuffled".
         shuffled_method: whose findings the shuffled row scores.
         chance: metric → value at chance, mean over seeds; only where it is known.
@@ -37,6 +38,7 @@ class Results:
     seeds: tuple[int, ...]
     title: str
     metrics: Mapping[str, Metric]
+    model: str
     values: dict[str, dict[str, list[float | None]]]
     shuffled_method: str
     chance: dict[str, float]
@@ -47,17 +49,18 @@ class Results:
         return student_mean([math.nan if value is None else value for value in self.values[row][metric]])
 
 
-def run_benchmark(config: BenchmarkConfig, seed: int = 0) -> Results:
+def run_benchmark(config: BenchmarkConfig, seed: int, model: ModelSpec) -> Results:
     """Score the configured methods and all controls.
 
     Args:
         config: task, methods, seeds and sizes.
         seed: of the first world; the others follow.
+        model: for the tasks that look into a model.
 
     Raises:
         ConfigError: a method that the task's protocol does not have.
     """
-    task = make_task(config)
+    task = make_task(config, model)
     names = list(config.method or task.default_methods)
     methods = find_methods(task.protocol, [*names, *task.controls], config.plugins)
     seeds = tuple(range(seed, seed + config.seeds))
@@ -87,4 +90,5 @@ def run_benchmark(config: BenchmarkConfig, seed: int = 0) -> Results:
                 seconds[row] += (time.perf_counter() - started) / len(seeds)
                 bar.advance()
     chance = {name: sum(entry[name] for entry in chances) / len(chances) for name in chances[0]}
-    return Results(config, seeds, task.title, task.metrics, values, rows[0], chance, seconds)
+    shown = model.name if task.uses_model else ""
+    return Results(config, seeds, task.title, task.metrics, shown, values, rows[0], chance, seconds)

@@ -44,7 +44,8 @@ def write_results(results: Results, folder: Path) -> None:
     """Write the three files. The JSON holds every value of every seed, the definitions and the configuration."""
     table = to_table(results)
     write_json(folder / "table.json", {
-        "format": 1, "task": results.config.task, "title": results.title, "config": asdict(results.config),
+        "format": 1, "task": results.config.task, "title": results.title, "model": results.model,
+        "config": asdict(results.config),
         "seeds": list(results.seeds), "shuffled_method": results.shuffled_method, "chance": results.chance,
         "metrics": {name: asdict(metric) for name, metric in results.metrics.items()},
         "rows": {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from cmma.benchmark.config import BenchmarkConfig
+from cmma.models.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Task(ABC):
         protocol: which methods it scores (a key of `registry.PROTOCOLS`).
         title: of the table.
         metrics: in the order of the table.
+        uses_model: it looks into the configured model.
         default_methods: scored when none are named. controls: scored always, in rows of their own.
     """
 
@@ -42,9 +44,10 @@ class Task(ABC):
     metrics: ClassVar[Mapping[str, Metric]]
     default_methods: ClassVar[tuple[str, ...]]
     controls: ClassVar[tuple[str, ...]]
+    uses_model: ClassVar[bool] = False
 
-    def __init__(self, config: BenchmarkConfig) -> None:
-        self.config = config
+    def __init__(self, config: BenchmarkConfig, model: ModelSpec) -> None:
+        self.config, self.spec = config, model
 
     @abstractmethod
     def world(self, seed: int) -> Any:

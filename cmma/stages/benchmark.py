@@ -22,8 +22,9 @@ def run(config: Config) -> Path:
         ConfigError: a task or a method that is not there.
     """
     set_determinism(config, world=1)
-    results = run_benchmark(config.benchmark, config.seed)
-    key = artifact_key("benchmark", _VERSION, asdict(config.benchmark) | {"seed": config.seed}, {})
+    results = run_benchmark(config.benchmark, config.seed, config.model)
+    content = asdict(config.benchmark) | {"seed": config.seed, "model": results.model}
+    key = artifact_key("benchmark", _VERSION, content, {})
     folder = outputs_folder(config) / "benchmark" / config.benchmark.task / key
     write_results(results, folder)
     print_results(results)

@@ -25,6 +25,7 @@ from cmma.features.pairing import (
 )
 from cmma.features.specialisation import ActivationSums, specialise
 from cmma.modality import Modality
+from cmma.models.spec import ModelSpec
 from cmma.sae.metrics import SAEMetrics
 from cmma.sae.records import TensorReader
 from cmma.testbed.planted.activations import PlantedSamples, plant
@@ -104,8 +105,8 @@ class PlantedTask(Task):
         "dead": Metric("latents silent on the whole test set", better="down", needs_truth=False),
     }
 
-    def __init__(self, config: BenchmarkConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: BenchmarkConfig, model: ModelSpec) -> None:
+        super().__init__(config, model)
         self.n_train, self.n_test = self.scaled(12_000, 400), self.scaled(2000, 200)
         self.steps = self.scaled(1200, 20)
 
