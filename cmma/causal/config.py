@@ -10,7 +10,7 @@ from cmma.errors import ConfigError
 REPLACEMENTS = ("pair", "relation", "referent", "count", "negation", "logic")
 TRACE_METHODS = ("noise", "semantic_pair", "token_replacement")
 ANSWER_READOUTS = ("logit_difference", "log_probability", "probability")
-READOUTS = ("auto", *ANSWER_READOUTS, "cosine")
+READOUTS = ("auto", *ANSWER_READOUTS, "cosine", "denoising")
 SOURCES = ("mean", "aligned")
 INTERVENTIONS = ("ablate", "amplify", "substitute", "combine", "clamp")
 
@@ -51,12 +51,14 @@ class TraceConfig:
         module: what is restored at a layer: `residual` (the stream after it), `mlp` or `attention` (what each adds).
         window: layers restored together, centred on the row's layer. ROME takes 10 for mlp and attention.
         stream: tower that is patched: `language`; `vision` or `text` where there are two; `decoder`, which writes the
-            answer where the question has an encoder. Empty = language, vision in a dual encoder, text in a BLIP.
+            answer where the question has an encoder; `unet` of a diffusion model. Empty = language, vision in a dual
+            encoder, text in a BLIP and a diffusion model.
         layers: rows of the trace; null = every layer of the stream.
         image_positions: image patches as groups: `objects` (by mask; whole without one), `each`, `whole` or `none`.
         text_positions: prompt tokens after the image: `each` (counted back from the last), `whole` or `none`. The
             last token is a group in any case.
-        readout: `auto` = probability for noise, logit_difference for pairs, cosine for a dual encoder.
+        readout: `auto` = probability for noise, logit_difference for pairs, cosine for a dual encoder,
+            denoising (minus the error) for a diffusion model.
         max_samples: samples (or pairs) used, from the first.
         correct_only: keep the cases that the model answers right before corruption.
         rows_per_forward: cells that share one forward pass; changes the speed, not the result.
@@ -84,7 +86,7 @@ class TraceConfig:
         one_of("trace.method", self.method, TRACE_METHODS)
         one_of("trace.replacement", self.replacement, REPLACEMENTS)
         one_of("trace.module", self.module, ("residual", "mlp", "attention"))
-        one_of("trace.stream", self.stream, ("", "language", "vision", "text", "decoder"))
+        one_of("trace.stream", self.stream, ("", "language", "vision", "text", "decoder", "unet"))
         one_of("trace.image_positions", self.image_positions, ("objects", "each", "whole", "none"))
         one_of("trace.text_positions", self.text_positions, ("each", "whole", "none"))
         one_of("trace.readout", self.readout, READOUTS)
@@ -134,7 +136,7 @@ class InterventionConfig:
             per feature, or `aligned` position by position (samples whose tokens correspond, such as image pairs).
         keep_error: pass the dictionary's reconstruction error through: h' = h + decode(a') - decode(a).
         readout: `auto` = logit_difference from the wrong answer that the clean model likes best (log_probability where
-            there is no other answer), cosine for a dual encoder.
+            there is no other answer), cosine for a dual encoder, denoising for a diffusion model.
         n_controls: draws of random features (matched in density) and of random directions (equal in norm).
         max_samples: samples that the effect is measured on.
         batch_size: samples in one forward pass.

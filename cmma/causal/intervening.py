@@ -109,7 +109,7 @@ def queries_for(model: MultimodalModel, samples: Sequence[Sample]) -> list[Query
     Raises:
         DataError: there is no question, and the model writes no captions.
     """
-    if model.kind == "dual_encoder":
+    if model.kind != "generative":
         return caption_queries(samples)
     queries = question_queries(samples, per_sample=1)
     if not queries and not model.captions:

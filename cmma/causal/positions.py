@@ -21,7 +21,8 @@ LAST, CLS, START = "last", "CLS", "start"
 
 
 def position_groups(
-    model: MultimodalModel, clean: Run, corrupt: Run, stream: str, image: str = "objects", text: str = "each"
+    model: MultimodalModel, clean: Run, corrupt: Run, stream: str, image: str = "objects", text: str = "each",
+    layer: int | None = None,
 ) -> Positions:
     """Groups of one case in one stream.
 
@@ -30,6 +31,7 @@ def position_groups(
         image: `objects`, `each`, `whole` or `none`; `objects` falls back to `whole` where no mask is known.
         text: `each`, `whole` or `none`. The last token (of the prompt, or EOT) and CLS are always groups of their own.
             An answer decoder has one group, `start`: the position that decides the first word.
+        layer: whose grid of patches it is, where layers differ (a U-Net's).
 
     Raises:
         ConfigError: a stream that the model does not have, or that has no groups (LLaVA's vision tower).
@@ -40,13 +42,13 @@ def position_groups(
         return {START: torch.tensor([0])}
     groups: dict[str, Tensor] = {}
     if stream != "text" and image != "none":
-        patches_P = model.image_positions(clean.batch)[0].cpu()
-        grid = model.image_grid(clean.batch)
+        patches_P = model.image_positions(clean.batch, layer)[0].cpu()
+        grid = model.image_grid(clean.batch, layer)
         for name, index in patch_groups(clean.query.sample, corrupt.query.sample, grid, image).items():
             groups[name] = patches_P[torch.as_tensor(index)]
     if stream == "vision":
         groups[CLS] = model.pooled_position(clean.batch, Modality.VISUAL).cpu()
-    else:
+    elif stream != "unet":
         pooled = int(model.pooled_position(clean.batch, Modality.TEXTUAL)[0])
         end = pooled if clean.batch.prompt_end is None else int(clean.batch.prompt_end[0])
         modality_S = model.token_modality(clean.batch)[0].cpu()

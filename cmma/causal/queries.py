@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from cmma.data.samples import Sample
@@ -65,7 +65,7 @@ def question_queries(
 
 
 def caption_queries(samples: Iterable[Sample]) -> list[Query]:
-    """Each sample with its own caption, for dual encoders."""
+    """Each sample with its own caption, for models that answer no questions."""
     return [Query(sample, sample.caption) for sample in samples]
 
 
@@ -114,6 +114,23 @@ def caption_pair_contrasts(samples: Iterable[Sample]) -> list[Contrast]:
         for each in contrasts
         for caption in [each.clean.sample.caption]
     ]
+
+
+def caption_replacement_contrasts(samples: Iterable[Sample], tokens: Callable[[str], int]) -> list[Contrast]:
+    """Symmetric replacement for models without questions: the same image, the caption of its pair's other image.
+
+    Args:
+        tokens: number of tokens of a text. Pairs whose captions differ in it are left out: a position of one text must
+            be a position of the other.
+    """
+    swapped = [
+        Contrast(clean, replace(clean, text=each.corrupt.sample.caption))
+        for each in image_pair_contrasts(samples)
+        for clean in [Query(each.clean.sample, each.clean.sample.caption)]
+    ]
+    equal = [each for each in swapped if tokens(each.clean.text) == tokens(each.corrupt.text) != 0]
+    different = [each for each in equal if each.clean.text != each.corrupt.text]
+    return _some(different, "token_replacement", "pairs of images whose captions have equally many tokens")
 
 
 def assert_disjoint(selection: Sequence[Query], effect: Sequence[Query]) -> None:

@@ -106,19 +106,39 @@ class CosineReadout(Readout):
         return similarity_BB.diagonal() >= similarity_BB.amax(dim=1) - TIE
 
 
+class DenoisingReadout(Readout):
+    """How well a diffusion model denoises the image under its text: minus the mean squared error of the prediction."""
+
+    name = "denoising"
+
+    def __call__(self, batch: Batch, queries: Sequence[Query]) -> Tensor:
+        return -self.model.denoising_error(batch)
+
+    def correct(self, batch: Batch, queries: Sequence[Query]) -> Tensor:
+        """The text helps: without it the error is larger."""
+        return self.model.denoising_error(batch) < self.model.denoising_error(self.model.without_text(batch))
+
+
+_OF_KIND: dict[str, type[CosineReadout] | type[DenoisingReadout]] = {
+    "dual_encoder": CosineReadout, "diffusion": DenoisingReadout,
+}  # fmt: skip
+"""Kinds of model that have one readout only."""
+
+
 def make_readout(model: MultimodalModel, name: str, default: str) -> Readout:
-    """The readout called `name`; `auto` is `default`, and the cosine for a dual encoder.
+    """The readout called `name`; `auto` is `default`, or the only one of the model's kind.
 
     Raises:
-        ConfigError: a readout of the other kind of model.
+        ConfigError: a readout of another kind of model.
     """
+    only = _OF_KIND.get(model.kind)
+    valid = ANSWER_READOUTS if only is None else (only.name,)
     if name == "auto":
-        name = "cosine" if model.kind == "dual_encoder" else default
-    if (name == "cosine") != (model.kind == "dual_encoder"):
-        valid = "cosine" if model.kind == "dual_encoder" else ", ".join(ANSWER_READOUTS)
+        name = default if only is None else only.name
+    if name not in valid:
         kind = model.kind.replace("_", " ")
-        raise ConfigError(f"readout={name} does not fit {model.spec.name}, a {kind}; valid: {valid}")
-    return CosineReadout(model) if name == "cosine" else AnswerReadout(model, name)
+        raise ConfigError(f"readout={name} does not fit {model.spec.name}, a {kind} model; valid: {', '.join(valid)}")
+    return AnswerReadout(model, name) if only is None else only(model)
 
 
 def collate_queries(model: MultimodalModel, queries: Sequence[Query]) -> Batch:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -15,6 +16,7 @@ from cmma.causal.queries import (
     Query,
     caption_pair_contrasts,
     caption_queries,
+    caption_replacement_contrasts,
     image_pair_contrasts,
     question_queries,
     replacement_contrasts,
@@ -26,7 +28,8 @@ from cmma.data.samples import Sample
 from cmma.errors import ConfigError, DataError
 from cmma.models.base import MultimodalModel
 
-PORTS = {"residual": "resid_post", "mlp": "mlp_out", "attention": "attn_out"}
+PORTS = {"residual": ("resid_post",), "mlp": ("mlp_out",), "attention": ("attn_out", "attn2_out")}
+"""Module → last part of its site's name; of the two attentions of a U-Net's block, the one that reads the text."""
 CHECKED_AT_ONCE = 64
 
 
@@ -58,8 +61,9 @@ def trace(model: MultimodalModel, samples: Sequence[Sample], config: TraceConfig
         )
     cases = _noise_cases(model, contrasts, config) if not pairs else [contrast_runs(model, each) for each in contrasts]
     draws = len(cases) // max(1, len(contrasts))
+    layer = grid_layer(model, stream, rows)
     groups = [
-        position_groups(model, clean, corrupt, stream, config.image_positions, config.text_positions)
+        position_groups(model, clean, corrupt, stream, config.image_positions, config.text_positions, layer)
         for clean, corrupt in cases
     ]
     return activation_patch(
@@ -71,14 +75,20 @@ def trace(model: MultimodalModel, samples: Sequence[Sample], config: TraceConfig
 
 def find_contrasts(model: MultimodalModel, samples: Sequence[Sample], config: TraceConfig) -> list[Contrast]:
     """What is contrasted: for noise a query with itself (one question per sample, kinds in turn)."""
-    dual = model.kind == "dual_encoder"
+    asks = model.kind == "generative"
     if config.method == "semantic_pair":
-        return caption_pair_contrasts(samples) if dual else image_pair_contrasts(samples)
+        if model.kind == "diffusion":
+            raise ConfigError(f"trace.method=semantic_pair swaps the image read, and {model.spec.name} makes one")
+        return image_pair_contrasts(samples) if asks else caption_pair_contrasts(samples)
     if config.method == "token_replacement":
-        if dual:
+        if model.kind == "diffusion":
+            if config.replacement != "pair":
+                raise ConfigError(f"trace.replacement={config.replacement} is about questions; take pair")
+            return caption_replacement_contrasts(samples, lambda text: len(model.tokenizer(text)["input_ids"]))
+        if not asks:
             raise ConfigError(f"trace.method=token_replacement asks questions, and {model.spec.name} is a dual encoder")
         return replacement_contrasts(samples, config.replacement)
-    queries: list[Query] = caption_queries(samples) if dual else question_queries(samples, per_sample=1)
+    queries: list[Query] = question_queries(samples, per_sample=1) if asks else caption_queries(samples)
     if not queries:
         raise DataError("trace.method=noise needs samples with questions (meta['questions']); this data set has none")
     return [Contrast(query, query) for query in queries]
@@ -90,15 +100,36 @@ def trace_rows(model: MultimodalModel, stream: str, config: TraceConfig) -> dict
     Raises:
         ConfigError: no such stream or layer in the model.
     """
-    port = PORTS[config.module]
-    depth = sum(name.startswith(f"{stream}.layers.") and name.endswith(f".{port}") for name in model.site_names())
-    if depth == 0:
-        raise ConfigError(f"{model.spec.name} has no sites {stream}.layers.*.{port} (trace.stream, trace.module)")
+    ports = "|".join(PORTS[config.module])
+    numbered = re.compile(rf"{stream}\.(layers|blocks)\.\d+\.({ports})")
+    sites = [name for name in model.site_names() if numbered.fullmatch(name)]
+    if not sites:
+        raise ConfigError(f"{model.spec.name} has no sites {stream}.layers.*.{ports} (trace.stream, trace.module)")
+    sites.sort(key=lambda name: int(name.split(".")[-2]))
+    depth = len(sites)
     layers = range(depth) if config.layers is None else config.layers
     if wrong := [layer for layer in layers if not 0 <= layer < depth]:
         raise ConfigError(f"trace.layers holds {wrong[0]}; {stream} layers of {model.spec.name} are 0 to {depth - 1}")
-    sites = [f"{stream}.layers.{layer}.{port}" for layer in range(depth)]
     return {sites[layer]: tuple(sites[slice(*window(layer, config.window, depth))]) for layer in layers}
+
+
+def grid_layer(model: MultimodalModel, stream: str, rows: Mapping[str, Sequence[str]]) -> int | None:
+    """A layer that stands for the grid of all rows; None in streams whose layers all have one.
+
+    Raises:
+        ConfigError: the U-Net's blocks of these rows have maps of different sizes, so that their patches do not match.
+    """
+    if stream != "unet":
+        return None
+    layers = sorted({int(site.split(".")[-2]) for sites in rows.values() for site in sites})
+    sizes = {layer: model.image_grid({}, layer)[0] for layer in layers}
+    if len(set(sizes.values())) > 1:
+        alike = [layer for layer, size in sizes.items() if size == max(sizes.values())]
+        raise ConfigError(
+            f"blocks {layers[0]} to {layers[-1]} of {model.spec.name} have maps of different sizes; set "
+            f"trace.layers to blocks of one size, for example {alike}"
+        )
+    return layers[0]
 
 
 def window(centre: int, width: int, depth: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from cmma.errors import ConfigError
 
 TOKENS = ("all", "visual", "textual")
 RANKINGS = ("attribution", "density")
-READOUTS = ("auto", "logit_difference", "log_probability", "probability", "cosine")
+READOUTS = ("auto", "logit_difference", "log_probability", "probability", "cosine", "denoising")
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def encode_samples(
             model(**batch)
         records = model.records(acts, batch, layer)
         context = model.context(acts, batch, layer, _CONTEXT) if sae.attention is not None else None
-        grid, patches_BP = model.image_grid(batch), model.image_positions(batch).cpu()
+        grid, patches_BP = model.image_grid(batch, layer), model.image_positions(batch, layer).cpu()
         ids_BS = batch["input_ids" if "input_ids" in batch else "text"].cpu()
         for row in range(len(part)):
             modality_S = records.modality[row]

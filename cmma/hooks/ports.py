@@ -29,11 +29,22 @@ def with_first(value: Any, new: Tensor) -> Any:
     return (new, *value[1:]) if isinstance(value, tuple) else new
 
 
+def tokens(site: Site, value: Any) -> Tensor:
+    """The activation that passes `site`; of a map [B, C, rows, columns], the tokens [B, rows · columns, C]."""
+    found = first(value)
+    return found.flatten(2).transpose(1, 2) if site.port == "map" else found
+
+
+def with_tokens(site: Site, value: Any, new: Tensor) -> Any:
+    """`value` with the activation that passes `site` replaced by `new`."""
+    return with_first(value, new.transpose(1, 2).reshape(first(value).shape) if site.port == "map" else new)
+
+
 def attach_reader(site: Site, read: Callable[[Tensor], None]) -> RemovableHandle:
     """Call `read` with every activation that passes `site`, after all edits."""
     if site.port == "input":
         return site.module.register_forward_pre_hook(lambda _, args: read(first(args)))
-    return site.module.register_forward_hook(lambda _, __, output: read(first(output)))
+    return site.module.register_forward_hook(lambda _, __, output: read(tokens(site, output)))
 
 
 def attach_rewrite(site: Site, rewrite: Rewrite) -> Callable[[], None]:
@@ -55,6 +66,7 @@ class _Chain:
     """The rewrites attached to one port, in order, behind a single hook that runs first."""
 
     def __init__(self, site: Site) -> None:
+        self.site = site
         self.rewrites: list[Rewrite] = []
         self.handle = (
             site.module.register_forward_pre_hook(lambda _, args: self.apply(args), prepend=True)
@@ -63,10 +75,10 @@ class _Chain:
         )
 
     def apply(self, value: Any) -> Any:
-        activation = first(value)
+        activation = tokens(self.site, value)
         for rewrite in tuple(self.rewrites):
             activation = rewrite(activation)
-        return with_first(value, activation)
+        return with_tokens(self.site, value, activation)
 
 
 _chains: WeakKeyDictionary[nn.Module, dict[str, _Chain]] = WeakKeyDictionary()

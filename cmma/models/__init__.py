@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from cmma.models.base import MultimodalModel
     from cmma.models.spec import ModelSpec
 
-FAMILIES = {"llava": "cmma.models.llava", "clip": "cmma.models.clip", "blip": "cmma.models.blip"}
+FAMILIES = {
+    "llava": "cmma.models.llava", "clip": "cmma.models.clip", "blip": "cmma.models.blip",
+    "stable_diffusion": "cmma.models.stable_diffusion",
+}  # fmt: skip
 """Family → module with `load(spec, device, dtype)`; imported when a model of that family is asked for."""
 
 

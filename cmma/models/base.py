@@ -72,9 +72,10 @@ class MultimodalModel(ABC):
     Attributes:
         spec: what it was loaded from.
         module: the network itself; always in evaluation mode, parameters frozen.
-        kind: "generative" (answers in text) or "dual_encoder" (scores image against text).
+        kind: "generative" (answers in text), "dual_encoder" (scores image against text) or "diffusion" (makes images).
         streams: towers whose positions can be traced and patched, the usual one first.
-        image_site: the image's embeddings, as the rest of the network gets them: where noise corrupts the image.
+        image_site: the image's embeddings, as the rest of the network gets them: where noise corrupts the image (of a
+            model that makes images: the prompt's embeddings, which are its input).
         unreached: tower → towers that nothing in it can change; their finished state can be kept while it is patched.
         streams_apart: no record stream of a layer reads another one at or below that layer, so all of them can be given
             together. False where the text tower reads the finished image (cross-attention).
@@ -82,7 +83,7 @@ class MultimodalModel(ABC):
         tokenizer: of its texts: transformers' or open_clip's.
     """
 
-    kind: Literal["generative", "dual_encoder"]
+    kind: Literal["generative", "dual_encoder", "diffusion"]
     streams: tuple[str, ...]
     image_site: str
     unreached: Mapping[str, tuple[str, ...]] = {}
@@ -190,11 +191,11 @@ class MultimodalModel(ABC):
         """int64[B]: the position that summarises a sample: CLS / EOT (dual encoder), last prompt token (generative)."""
 
     @abstractmethod
-    def image_grid(self, batch: Mapping[str, Tensor]) -> tuple[int, int]:
-        """(rows, columns) of the patches that see the whole image."""
+    def image_grid(self, batch: Mapping[str, Tensor], layer: int | None = None) -> tuple[int, int]:
+        """(rows, columns) of the patches that see the whole image, in the records of `layer` where layers differ."""
 
     @abstractmethod
-    def image_positions(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def image_positions(self, batch: Mapping[str, Tensor], layer: int | None = None) -> Tensor:
         """int64[B, rows · columns]: positions of those patches in the stream of the visual records, row by row."""
 
     # What only one kind of model does ---------------------------------------------------------------------------------
@@ -227,6 +228,10 @@ class MultimodalModel(ABC):
     def similarity(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Dual encoder: cosine of every image with every text of the batch, Float[B images, B texts]."""
         raise CmmaError(f"{self.spec.name} is a {self._kind_name} model: it has no embeddings to compare")
+
+    def denoising_error(self, batch: Batch) -> Tensor:
+        """Diffusion: mean squared error of the prediction under each sample's text, Float[B]; differentiable."""
+        raise CmmaError(f"{self.spec.name} is a {self._kind_name} model: it denoises nothing")
 
     @property
     def _kind_name(self) -> str:

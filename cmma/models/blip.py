@@ -204,12 +204,12 @@ class BlipModel(MultimodalModel):
         """CLS of the image, and the first token of the question, which sums it up as BERT's does."""
         return torch.zeros_like(batch.prompt_end)
 
-    def image_grid(self, batch: Mapping[str, Tensor]) -> tuple[int, int]:
+    def image_grid(self, batch: Mapping[str, Tensor], layer: int | None = None) -> tuple[int, int]:
         """Patches of the vision tower: 24 × 24 for the published model."""
         side = self.config.vision_config.image_size // self.config.vision_config.patch_size
         return side, side
 
-    def image_positions(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def image_positions(self, batch: Mapping[str, Tensor], layer: int | None = None) -> Tensor:
         """All image tokens but CLS."""
         rows, columns = self.image_grid(batch)
         return torch.arange(1, rows * columns + 1, device=self.device).expand(len(batch["pixel_values"]), -1)

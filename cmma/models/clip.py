@@ -142,12 +142,12 @@ class ClipModel(MultimodalModel):
         end_B = self.end_of_text(batch)
         return end_B if modality == Modality.TEXTUAL else torch.zeros_like(end_B)
 
-    def image_grid(self, batch: Mapping[str, Tensor]) -> tuple[int, int]:
+    def image_grid(self, batch: Mapping[str, Tensor], layer: int | None = None) -> tuple[int, int]:
         """Patches of the image tower: 7 × 7 for ViT-B/32."""
         rows, columns = self.module.visual.grid_size
         return rows, columns
 
-    def image_positions(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def image_positions(self, batch: Mapping[str, Tensor], layer: int | None = None) -> Tensor:
         """All image tokens but CLS."""
         rows, columns = self.image_grid(batch)
         return torch.arange(1, rows * columns + 1, device=self.device).expand(len(batch["image"]), -1)

@@ -184,12 +184,12 @@ class LlavaModel(MultimodalModel):
         """The last prompt token, where the answer is decided, for either modality."""
         return batch.prompt_end
 
-    def image_grid(self, batch: Mapping[str, Tensor]) -> tuple[int, int]:
+    def image_grid(self, batch: Mapping[str, Tensor], layer: int | None = None) -> tuple[int, int]:
         """Patches of the vision tower's input: 24 × 24 for the published models."""
         side = self.config.vision_config.image_size // self.config.vision_config.patch_size
         return side, side
 
-    def image_positions(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def image_positions(self, batch: Mapping[str, Tensor], layer: int | None = None) -> Tensor:
         """Stream positions of the whole image's patches: the first image tokens (in LLaVA-NeXT tiles follow)."""
         rows, columns = self.image_grid(batch)
         start_B = torch.eq(batch["input_ids"], self.config.image_token_id).int().argmax(dim=1)

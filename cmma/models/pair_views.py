@@ -30,7 +30,9 @@ def pair_sites(
     return tuple(places)
 
 
-def pair_views(image_BPV: Tensor, text_BTW: Tensor, text_modality_BT: Tensor, pooled_B: Tensor) -> Records:
+def pair_views(
+    image_BPV: Tensor, text_BTW: Tensor, text_modality_BT: Tensor, pooled_B: Tensor, summary_BV: Tensor | None = None
+) -> Records:
     """Visual views of all image tokens, textual views of all text tokens, and one joint view `[CLS ; pooled token]`.
 
     Each view fills its own half of the record vector and leaves the other zero; S = P + T + 1.
@@ -38,12 +40,13 @@ def pair_views(image_BPV: Tensor, text_BTW: Tensor, text_modality_BT: Tensor, po
     Args:
         text_modality_BT: modality codes of the text tokens.
         pooled_B: the text token that sums the text up.
+        summary_BV: what sums the image up; None = its first token, CLS.
     """
     (rows, patches, width), length = image_BPV.shape, text_BTW.shape[1]
     vectors_BSD = image_BPV.new_zeros(rows, patches + length + 1, width + text_BTW.shape[2])
     vectors_BSD[:, :patches, :width] = image_BPV
     vectors_BSD[:, patches:-1, width:] = text_BTW
-    vectors_BSD[:, -1, :width] = image_BPV[:, 0]
+    vectors_BSD[:, -1, :width] = image_BPV[:, 0] if summary_BV is None else summary_BV
     vectors_BSD[:, -1, width:] = text_BTW[torch.arange(rows, device=text_BTW.device), pooled_B]
 
     visual_BP = text_modality_BT.new_full((rows, patches), int(Modality.VISUAL))

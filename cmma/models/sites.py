@@ -12,7 +12,8 @@ from torch import nn
 from cmma.errors import CmmaError, ConfigError
 from cmma.modality import Modality
 
-Port = Literal["output", "input"]
+Port = Literal["output", "input", "map"]
+"""Map: an output [B, C, rows, columns], seen as tokens [B, rows · columns, C]."""
 
 
 class UnknownSite(ConfigError):
@@ -21,7 +22,7 @@ class UnknownSite(ConfigError):
 
 @dataclass(frozen=True)
 class Site:
-    """A named place in the network: the output of a module, or the first positional input of it."""
+    """A named place in the network: the output of a module, or the first positional input of it (see `Port`)."""
 
     name: str
     module: nn.Module

@@ -17,15 +17,15 @@ class ModelSpec:
 
     Attributes:
         name: short name, as in `model=NAME`.
-        family: the adapter: `llava` (LLaVA-1.5 and LLaVA-NeXT), `clip` (open_clip) or `blip` (BLIP's question
-            answering).
+        family: the adapter: `llava` (LLaVA-1.5 and LLaVA-NeXT), `clip` (open_clip), `blip` (BLIP's question
+            answering) or `stable_diffusion`.
         weights: `hub` (download or use the local cache), `path` (a local folder) or `random` (the full architecture
             with seeded random weights, fully offline).
         source: hub id, folder, or `builtin:NAME` for the models that ship with cmma.
         revision: hub revision; null = the default branch.
         architecture: name by which the adapter knows the architecture without any file, for `weights=random`.
         n_layers: layers of the stream that records are taken from (the language model; the towers of a dual encoder;
-            the question encoder of a BLIP).
+            the question encoder of a BLIP; the transformer blocks of a U-Net).
         dtype: float32, bfloat16 or float16 in memory.
         attention: sdpa or eager.
         prompt: instruction that asks for a caption; empty where a model answers questions only.
@@ -48,7 +48,7 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         for key, allowed in (
-            ("family", ("llava", "clip", "blip")), ("weights", ("hub", "path", "random")),
+            ("family", ("llava", "clip", "blip", "stable_diffusion")), ("weights", ("hub", "path", "random")),
             ("dtype", ("float32", "bfloat16", "float16")), ("attention", ("sdpa", "eager")),
         ):
             one_of(f"model.{key}", getattr(self, key), allowed)

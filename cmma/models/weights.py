@@ -24,16 +24,20 @@ def torch_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def weights_folder(spec: ModelSpec, repository: str, patterns: Sequence[str]) -> Path:
+def weights_folder(
+    spec: ModelSpec, repository: str, patterns: Sequence[str], parts: Sequence[str] = ("",)
+) -> Path:
     """The folder that holds the configuration and weights of `spec` ("path" or "hub"), checked to be whole.
 
     Args:
         spec: what to load.
         repository: hub id, used when `spec.weights` is "hub".
         patterns: glob patterns of the files that are needed from the hub.
+        parts: subfolders with weights; "" is the folder itself.
     """
     folder = _download(spec, repository, patterns) if spec.weights == "hub" else _local(spec)
-    check_safetensors(folder, spec.name)
+    for part in parts:
+        check_safetensors(folder / part, spec.name)
     return folder
 
 

@@ -43,6 +43,8 @@ def not_applicable(stage: str, config: Config) -> str | None:
         return f"trace.method={config.trace.method} needs pairs of images, which only dataset=shapes has"
     if stage == "trace" and config.trace.method == "token_replacement" and config.model.family == "clip":
         return "token replacement is about questions, and a dual encoder answers none"
+    if stage == "trace" and config.trace.method == "semantic_pair" and config.model.family == "stable_diffusion":
+        return "a semantic pair swaps the image that is read, and a diffusion model makes its image"
     return None
 
 
