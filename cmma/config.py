@@ -141,6 +141,9 @@ class MetricConfig:
         max_new_tokens: length limit of captions.
         encoder: name of the dual-encoder model (a file in conf/model/) behind CLIP-Score and the Fréchet distance.
         block: retrieval is measured among this many pairs.
+        n_images: images that a diffusion model makes per split, from the first captions.
+        image_steps: denoising steps per image.
+        guidance: weight of classifier-free guidance.
         n_bootstrap: resamples behind the intervals.
     """
 
@@ -150,6 +153,9 @@ class MetricConfig:
     max_new_tokens: int = 96
     encoder: str = "toy_clip"
     block: int = 100
+    n_images: int = 200
+    image_steps: int = 25
+    guidance: float = 4.0
     n_bootstrap: int = 10_000
 
 

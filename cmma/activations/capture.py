@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cmma.activations.quota import choose_records
 from cmma.data.samples import Sample
-from cmma.errors import DataError
+from cmma.errors import ConfigError, DataError
 from cmma.hooks.trace import Trace
 from cmma.modality import Modality
 from cmma.models.base import MultimodalModel
@@ -76,6 +76,9 @@ def capture(
         indices: index of each sample in the data set.
         what: quota, layers and format.
         done: called with the number of samples after each forward pass.
+
+    Raises:
+        ConfigError: layers whose records do not correspond (a U-Net's blocks at different resolutions).
     """
     parts: list[dict[str, Tensor]] = []
     for start in range(0, len(samples), what.batch_size):
@@ -110,6 +113,11 @@ def _capture_batch(
             tensors["sample"] = index_B[row_N]
             tensors["position"] = records.position.cpu()[row_N, column_N].to(torch.int32)
         vectors = records.vectors
+        if vectors.shape[1] != kept_BS.shape[1]:
+            raise ConfigError(
+                f"layers {what.layers[0]} and {layer} of {model.spec.name} hold different numbers of tokens (maps of "
+                f"different sizes) and cannot share records; cache them apart, for example activations.layers=[{layer}]"
+            )
         tensors[f"layer.{layer}"] = vectors[row_N.to(vectors.device), column_N.to(vectors.device)].to("cpu", what.dtype)
         if what.context:
             tensors[f"context.{layer}"] = model.context(acts, batch, layer, what.context).to("cpu", what.dtype)

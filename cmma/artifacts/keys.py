@@ -61,11 +61,12 @@ def fingerprint_model(folder: Path) -> str:
             f"model folder {folder} does not exist; set model.source to a folder with config and safetensors"
         )
     entries = []
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and not path.name.startswith("."):
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in name.parts):
             size = path.stat().st_size
             content = sha256_of(path) if size < _HASH_WHOLE_FILE_BELOW else _header_digest(path)
-            entries.append((path.name, size, content))
+            entries.append((name.as_posix(), size, content))
     return _digest(entries)
 
 

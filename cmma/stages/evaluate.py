@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch.distributed as dist
+from PIL import Image
 
-from cmma.artifacts.files import read_json, write_json
+from cmma.artifacts.files import atomic_path, read_json, write_json
 from cmma.config import load_group
-from cmma.console import warn
+from cmma.console import progress, warn
 from cmma.data.samples import Question, Sample
 from cmma.errors import DataError
 from cmma.evaluation.captioning import answer_questions, caption_samples
@@ -20,6 +23,7 @@ from cmma.evaluation.chair import chair
 from cmma.evaluation.clip_score import clip_score, ref_clip_score
 from cmma.evaluation.embeddings import Embeddings, embed
 from cmma.evaluation.frechet import Moments, distance_name, frechet_distance
+from cmma.evaluation.prompted_images import make_images, prompt_accuracy
 from cmma.evaluation.questions import Answered, score_questions
 from cmma.evaluation.retrieval import retrieve
 from cmma.evaluation.scene_captions import SHAPES_VOCABULARY, scene_hallucination, visible_shapes
@@ -41,6 +45,7 @@ def run(stage: Stage) -> dict[str, Any]:
     samples = {split: load_split(data, split, 0, metric.n_samples) for split in splits}
     model = load_model(stage.config.model, stage.device)
     said = {split: _generate(stage, model, split, samples[split]) for split in splits}
+    made = {split: _make_images(stage, model, split, samples[split][: metric.n_images]) for split in splits}
     if stage.world > 1:
         dist.barrier()
     if stage.rank != 0:
@@ -59,8 +64,10 @@ def run(stage: Stage) -> dict[str, Any]:
                 ]
                 rows += _caption_rows(split, texts, samples[split], metric.n_bootstrap)
             rows += _answer_rows(split, answered, metric.n_bootstrap)
-    not_measured = _without_captions(model)
-    not_measured |= _embedding_rows(stage, model, samples, {entry["key"]: entry["caption"] for entry in captions}, rows)
+        rows += _image_rows(stage, split, made[split])
+    not_measured = _without_captions(model, made)
+    written = {entry["key"]: entry["caption"] for entry in captions}
+    not_measured |= _embedding_rows(stage, model, samples, written, made, rows)
     shutil.rmtree(stage.artifact.path("parts"), ignore_errors=True)
     stage.artifact.write_jsonl("captions.jsonl", captions)
     stage.artifact.write_jsonl("answers.jsonl", answers)
@@ -94,13 +101,46 @@ def _generate(stage: Stage, model: MultimodalModel, split: str, samples: Sequenc
     return names
 
 
+def _make_images(stage: Stage, model: MultimodalModel, split: str, samples: Sequence[Sample]) -> list[Sample]:
+    """This rank's images from the samples' captions, kept as `images/SPLIT/KEY.png`; returns all samples with theirs.
+
+    Empty for a model that makes none.
+    """
+    if model.kind != "diffusion":
+        return []
+    metric = stage.config.metric
+    paths = [stage.artifact.path(f"images/{split}/{sample.key}.png") for sample in samples]
+    with progress("Making images", total=len(samples)) as bar:
+        for chunk, start in enumerate(range(0, len(samples), metric.batch_size)):
+            rows = slice(start, start + metric.batch_size)
+            if chunk % stage.world == stage.rank and not all(path.is_file() for path in paths[rows]):
+                images = make_images(model, samples[rows], metric.image_steps, metric.guidance)
+                for path, image in zip(paths[rows], images, strict=True):
+                    with atomic_path(path) as temporary:
+                        image.save(temporary, "PNG")
+            bar.advance(len(paths[rows]))
+    if stage.world > 1:
+        dist.barrier()
+    return [replace(sample, image=_open(path)) for sample, path in zip(samples, paths, strict=True)]
+
+
+def _open(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
 def _merge(stage: Stage, names: Sequence[str]) -> tuple[list[str], list[Row]]:
     parts = [read_json(stage.artifact.path(name)) for name in names]
     return [text for part in parts for text in part["captions"]], [entry for part in parts for entry in part["answers"]]
 
 
-def _without_captions(model: MultimodalModel) -> dict[str, str]:
-    """What needs captions, and why there are none; empty where there are, and for a dual encoder."""
+def _without_captions(model: MultimodalModel, made: dict[str, list[Sample]]) -> dict[str, str]:
+    """What needs captions or known scenes, and why there are none; empty where there are, and for a dual encoder."""
+    if model.kind == "diffusion":
+        reasons = {"captions, questions, hallucination": f"{model.spec.name} makes images and writes no text"}
+        if not all(sample.objects for some in made.values() for sample in some):
+            reasons["prompt accuracy"] = "the scene parser reads images of dataset=shapes only"
+        return reasons
     if model.captions or model.kind != "generative":
         return {}
     return {"captions, hallucination": f"{model.spec.name} answers questions and writes no captions"}
@@ -130,6 +170,17 @@ def _caption_rows(split: str, texts: Sequence[str], samples: Sequence[Sample], n
     yield _row(split, "objects_described", scene.described, headline=False)
 
 
+def _image_rows(stage: Stage, split: str, made: Sequence[Sample]) -> Iterator[Row]:
+    """How far the images that were made show what their captions say; nothing where no scenes are known."""
+    if not made or not all(sample.objects for sample in made):
+        return
+    accuracy = prompt_accuracy(
+        [sample.caption for sample in made], [sample.image for sample in made], stage.config.metric.n_bootstrap
+    )
+    for name, interval in accuracy.items():
+        yield _row(split, f"prompt_{name}", interval, headline=name in ("object", "relation", "image"))
+
+
 def _answer_rows(split: str, answered: Sequence[Row], n_bootstrap: int) -> Iterator[Row]:
     if not answered:
         return
@@ -146,7 +197,8 @@ def _answer_rows(split: str, answered: Sequence[Row], n_bootstrap: int) -> Itera
 
 
 def _embedding_rows(
-    stage: Stage, model: MultimodalModel, samples: dict[str, list[Sample]], captions: dict[str, str], rows: list[Row]
+    stage: Stage, model: MultimodalModel, samples: dict[str, list[Sample]], captions: dict[str, str],
+    made: dict[str, list[Sample]], rows: list[Row],
 ) -> dict[str, str]:
     """CLIP-Score, retrieval and Fréchet distance from a dual encoder; returns what could not be measured and why."""
     metric = stage.config.metric
@@ -173,6 +225,12 @@ def _embedding_rows(
             for k in (1, 5):
                 for direction, interval in found.recall(k, metric.n_bootstrap).items():
                     rows.append(_row(split, f"{direction}_r@{k}_of_{found.block}", interval))
+        if made[split]:
+            new = embed(encoder, made[split], batch_size=metric.batch_size)
+            score = clip_score(new.image_ND, new.text_ND)
+            rows.append(_mean(split, f"clip_score_made_{name}", score, metric.n_bootstrap))
+            distance = frechet_distance(_image_moments(reference), _image_moments(new), distance_name(name))
+            rows.append(_plain(split, f"{distance.name}_made_to_images", distance.value, distance.n_second))
         distance = frechet_distance(train_moments, _image_moments(reference), distance_name(name))
         rows.append(_plain(split, f"{distance.name}_images_to_train", distance.value, distance.n_second))
     return {}

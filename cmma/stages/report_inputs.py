@@ -26,6 +26,7 @@ _MODULES = {"residual": "residual stream", "mlp": "MLP output", "attention": "at
 # Metrics of `evaluate` that are shares and print in percent.
 _SHARES = (
     "chair_", "recall", "hallucination_", "objects_described", "question_accuracy", "image_to_text", "text_to_image",
+    "prompt_",
 )
 
 

@@ -11,10 +11,9 @@ import torch
 from PIL import Image
 
 from cmma.testbed import language
-from cmma.testbed.captions import Mention, parse_caption, parse_relations
-from cmma.testbed.language import RELATIONS
 from cmma.testbed.measure_parser import compare
-from cmma.testbed.parser import ParsedObject, ParsedScene, parse_images
+from cmma.testbed.parser import ParsedScene, parse_images
+from cmma.testbed.prompted import COUNTED, prompt_counts
 from cmma.testbed.render import render
 from cmma.testbed.training.bootstrap import Estimate, image_ratio
 from cmma.testbed.training.job import EVALUATION_SEED
@@ -38,48 +37,10 @@ def generate_images(
 
 
 def prompt_metrics(prompts: Sequence[str], parsed: Sequence[ParsedScene]) -> dict[str, Estimate]:
-    """How far parsed images show what their prompts say.
-
-    Returns:
-        object: prompted objects ("colour shape") that are in the image. size, texture: prompted attributes that are
-        right, an absent object being wrong. count: images with as many objects as prompted. image: images with the
-        prompted objects, all stated attributes right, and no others. relation: stated relations whose two objects are
-        there and stand so; relation_given_objects: of those whose two objects are there. Groups that no prompt states
-        are left out.
-    """
-    rows = [_row(prompt, scene) for prompt, scene in zip(prompts, parsed, strict=True)]
-    pairs = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    """How far parsed images show what their prompts say (`prompt_counts`); what no prompt says is left out."""
+    rows = [prompt_counts(prompt, scene) for prompt, scene in zip(prompts, parsed, strict=True)]
+    pairs = {name: np.array([row[name] for row in rows]) for name in COUNTED}
     return {name: image_ratio(*pair.T) for name, pair in pairs.items() if pair[:, 1].any()}
-
-
-def _row(prompt: str, scene: ParsedScene) -> dict[str, tuple[int, int]]:
-    relations = parse_relations(prompt)
-    mentions = parse_caption(prompt)[: None if not relations else -2 * len(relations)]
-    there = [_find(mention, scene) for mention in mentions]
-    ends = [(_find(r.subject, scene), r.relation, _find(r.other, scene)) for r in relations]
-    both = [(a, name, b) for a, name, b in ends if a is not None and b is not None]
-    holding = sum(RELATIONS[name](a, b) for a, name, b in both)
-    whole = [m for m, found in zip(mentions, there, strict=True) if found and _agrees(m, found)]
-    row = {"object": (sum(found is not None for found in there), len(mentions))}
-    for name in ("size", "texture"):
-        said = [(getattr(m, name), found) for m, found in zip(mentions, there, strict=True) if getattr(m, name)]
-        row[name] = (sum(getattr(found, name, None) == word for word, found in said), len(said))
-    return row | {
-        "count": (int(len(scene.objects) == len(mentions)), 1),
-        "image": (int(len(whole) == len(mentions) == len(scene.objects)), 1),
-        "relation": (holding, len(relations)),
-        "relation_given_objects": (holding, len(both)),
-    }
-
-
-def _find(mention: Mention, scene: ParsedScene) -> ParsedObject | None:
-    """The parsed object that agrees best with a mention, of those with its shape and (where said) its colour."""
-    named = [o for o in scene.objects if o.shape == mention.shape and mention.color in (None, o.color)]
-    return max(named, key=lambda o: sum(getattr(o, k) == v for k, v in mention.stated.items()), default=None)
-
-
-def _agrees(mention: Mention, found: ParsedObject) -> bool:
-    return all(getattr(found, name) == word for name, word in mention.stated.items())
 
 
 def _short(scene: language.Scene) -> str:
