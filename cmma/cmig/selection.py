@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cmma.causal.queries import Query
 from cmma.causal.readout import batches
 from cmma.causal.rivals import prepare_readout
-from cmma.cmig.streams import read_streams
+from cmma.cmig.streams import Stream, read_streams
 from cmma.console import track
 from cmma.errors import DataError
-from cmma.hooks.resume import inputs_above, resumed
+from cmma.hooks.edit import Edit, TokenEdit
+from cmma.hooks.resume import can_resume, inputs_above, resumed
 from cmma.hooks.trace import Trace
-from cmma.models.base import MultimodalModel
+from cmma.models.base import Batch, MultimodalModel
 from cmma.sae.architectures.base import SparseAutoencoder
 
 
@@ -61,10 +65,7 @@ def feature_scores(
         with torch.no_grad(), Trace(model, sites, stop=True) as acts:
             model(**batch)
         streams = read_streams(model, sae, layer, acts, batch, range(sae.n_latents), tokens)
-        leaves = {stream.site: stream.acts_BSD.clone().requires_grad_() for stream in streams}
-        with torch.enable_grad(), resumed(model, leaves):
-            total = score(inputs_above(model, layer, batch), some).sum()
-        gradients = torch.autograd.grad(total, list(leaves.values()))
+        gradients = _gradients(model, layer, batch, streams, partial(score, queries=some))
         effect_BK = torch.zeros(len(some), sae.n_latents, device=model.device)
         active_BK = torch.zeros_like(effect_BK, dtype=torch.bool)
         for stream, gradient_BSD in zip(streams, gradients, strict=True):
@@ -78,6 +79,31 @@ def feature_scores(
     return pd.DataFrame(
         {"feature": np.arange(sae.n_latents), "density": density_K / n, "attribution": attribution_K / n}
     )
+
+
+def _gradients(
+    model: MultimodalModel, layer: int, batch: Batch, streams: Sequence[Stream], score: Callable[[Batch], Tensor]
+) -> tuple[Tensor, ...]:
+    """The summed score's gradient by the activations of each stream, [B, S, D] each.
+
+    Where passes can start at the layer, they do. Else the whole network runs with a zero added at each site, so that
+    what one stream does to another stays in the derivative.
+    """
+    leaves = [torch.zeros_like(stream.acts_BSD).requires_grad_() for stream in streams]
+    with torch.enable_grad(), ExitStack() as stack:
+        if can_resume(model, layer):
+            moved = {stream.site: stream.acts_BSD + leaf for stream, leaf in zip(streams, leaves, strict=True)}
+            stack.enter_context(resumed(model, moved))
+            total = score(inputs_above(model, layer, batch)).sum()
+        else:
+            for stream, leaf in zip(streams, leaves, strict=True):
+                stack.enter_context(Edit(model, stream.site, _plus(leaf)))
+            total = score(batch).sum()
+    return torch.autograd.grad(total, leaves)
+
+
+def _plus(delta_BSD: Tensor) -> TokenEdit:
+    return TokenEdit(lambda acts_ND, _, where: acts_ND + delta_BSD[where.batch_index, where.position], tokens="every")
 
 
 def select_features(
