@@ -9,7 +9,6 @@ transformer block of the U-Net, and tokens of the text encoder at the same relat
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -29,7 +28,7 @@ from cmma.models.pair_views import pair_views
 from cmma.models.sites import Port, RecordSite, Site, SiteRow, expand, resolve
 from cmma.models.spec import ModelSpec
 from cmma.models.stable_diffusion_architectures import architecture, build_pipeline
-from cmma.models.weights import seeded, torch_dtype, weights_folder
+from cmma.models.weights import quiet_logging, seeded, torch_dtype, weights_folder
 
 TEXT_ROOTS = ("text_encoder.text_model", "text_encoder")
 _TEXT_SITES: tuple[tuple[str, str, Port], ...] = (
@@ -69,18 +68,15 @@ def load(spec: ModelSpec, device: str = "cpu", dtype: str = "float32") -> Stable
             pipeline: Any = build_pipeline(sizes)
     else:
         folder = weights_folder(spec, spec.source, HUB_FILES, PARTS)
-        # Its loader warns where no safety checker is given, and of a renamed option of its own.
-        previous = logging.root.manager.disable
-        logging.disable(logging.WARNING)
         try:
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                folder, safety_checker=None, requires_safety_checker=False, use_safetensors=True, local_files_only=True
-            )
+            with quiet_logging():  # its loader warns where there is no safety checker
+                pipeline = StableDiffusionPipeline.from_pretrained(
+                    folder, safety_checker=None, requires_safety_checker=False, use_safetensors=True,
+                    local_files_only=True,
+                )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise DataError(f"{spec.name}: {folder} cannot be loaded as a Stable Diffusion: {reason}") from error
-        finally:
-            logging.disable(previous)
     for part in PARTS:  # torch's own `to`: diffusers' keeps some layers in float32 and warns
         nn.Module.to(getattr(pipeline, part), device=device, dtype=torch_dtype(dtype))
     return StableDiffusionModel(spec, pipeline)

@@ -69,7 +69,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def quiet_logging() -> Iterator[None]:
-    """Silence the root logger's warnings: open_clip announces there that random weights are random."""
+    """Silence warnings of the libraries' loaders, such as open_clip's that random weights are random."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
