@@ -200,5 +200,5 @@ def sd_job(autoencoder: Recipe, prompts: Recipe, diffusion: Recipe, n_scenes: in
 TOY_SD = sd_job(
     Recipe(steps=5000, batch=8, lr=2e-3, warmup=50, flatten=True, average=0.998),
     Recipe(steps=300, batch=64, lr=2e-3, warmup=40),
-    Recipe(steps=4000, batch=64, lr=2e-3, warmup=100, flatten=True, average=0.998),
+    Recipe(steps=2600, batch=64, lr=2e-3, warmup=100, flatten=True, average=0.998),
 )
