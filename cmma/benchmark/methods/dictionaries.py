@@ -72,7 +72,7 @@ def _relu(arch: str, budget: Budget, **objective: float) -> SAEConfig:
 
 @register("dictionary", "msae")
 class MSAE(SAEMethod):
-    """The paper's dictionary. Its own λ2 and λ3 do nothing at this size; these are the largest that do no harm."""
+    """The paper's dictionary. Its own λ2 and λ3 do nothing at this size; with these the two terms act."""
 
     def config(self, budget: Budget) -> SAEConfig:
         """See `SAEMethod.config`."""
