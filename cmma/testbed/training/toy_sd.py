@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -112,8 +113,9 @@ def save_folder(model: ToySD, folder: Path, dtype: torch.dtype = torch.bfloat16)
 
 
 def load_folder(folder: Path) -> Any:
-    """The pipeline in float32 through diffusers' own loader, without its progress bar."""
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    """The pipeline in float32 (diffusers' default) through its own loader, without its progress bars."""
+    diffusers_logging.disable_progress_bar()
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
