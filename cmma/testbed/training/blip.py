@@ -156,5 +156,5 @@ def blip_job(vision: Recipe, questions: Recipe) -> Job:
 
 TOY_BLIP = blip_job(
     vision=Recipe(steps=300, batch=128, lr=2e-3),
-    questions=Recipe(steps=3600, batch=32, lr=2e-3, slow=0.3, slow_prefix="vision_model", warmup=150),
+    questions=Recipe(steps=2200, batch=32, lr=2e-3, slow=0.3, slow_prefix="vision_model", warmup=150),
 )
