@@ -26,6 +26,7 @@ TASKS = {
     "planted": "cmma.benchmark.tasks.planted:PlantedTask",
     "circuit": "cmma.benchmark.tasks.circuit:CircuitTask",
     "attribution": "cmma.benchmark.tasks.attribution:AttributionTask",
+    "concepts": "cmma.benchmark.tasks.concepts:ConceptsTask",
     "bias": "cmma.benchmark.tasks.bias:BiasTask",
 }
 PROTOCOLS = {
