@@ -144,7 +144,7 @@ def blip_job(vision: Recipe, questions: Recipe) -> Job:
         model: BlipForQuestionAnswering, out: Path, seed: int, preview: Callable[[], None]
     ) -> dict[str, float]:
         return {
-            "vision": pretrain_vision(model.vision_model, vision, seed, out / "vision.safetensors"),
+            "vision": pretrain_vision(model.vision_model, vision, seed, out / "vision.safetensors", places=True),
             "questions": train_questions(model, questions, seed, out / "questions.safetensors", preview),
         }
 

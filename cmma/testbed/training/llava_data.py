@@ -19,12 +19,13 @@ from torch.utils.data import Dataset
 from cmma.testbed import language
 from cmma.testbed.generate import question_rng
 from cmma.testbed.render import render
-from cmma.testbed.scenes import CANVAS, CELL, Scenes
+from cmma.testbed.scenes import CANVAS, CELL, GRID, Scenes
 from cmma.testbed.training.packed_attention import LAYOUT
 from cmma.testbed.training.toy_llava import N_PATCHES, PATCH, PIXEL_MEAN, PIXEL_STD, build_tokenizer
 from cmma.testbed.world import sample_scenes
 
 FACTOR_LEVELS = {"presence": 2, "shape": 6, "color": 6, "size": 2, "texture": 3}
+PLACE_LEVELS = {"cell": GRID**2}
 IGNORE = -100
 _TOKEN = re.compile(r"USER:|ASSISTANT:|\n|[A-Za-z]+|[^\sA-Za-z]")
 
@@ -37,13 +38,19 @@ def pixel_values(images_NYXC: np.ndarray) -> Tensor:
 
 
 def patch_labels(scenes: Scenes) -> dict[str, Tensor]:
-    """Per patch, the factors of the visible object in whose cell it lies: int64 [N, 36], IGNORE where there is none."""
+    """Per patch, the factors of the visible object in whose cell it lies, and the cell itself: int64 [N, 36].
+
+    IGNORE where there is no object.
+    """
     n, per_side, per_cell = len(scenes), CANVAS // PATCH, CELL // PATCH
     row, m = np.nonzero(scenes.present & scenes.visible)
     labels = {}
-    for factor in FACTOR_LEVELS:
-        cells = np.full((n, 9), 0 if factor == "presence" else IGNORE)
-        cells[row, scenes.cell[row, m]] = 1 if factor == "presence" else getattr(scenes, factor)[row, m]
+    for factor in (*FACTOR_LEVELS, *PLACE_LEVELS):
+        cells = np.full((n, GRID**2), 0 if factor == "presence" else IGNORE)
+        if factor == "cell":
+            cells[:] = np.arange(GRID**2)
+        else:
+            cells[row, scenes.cell[row, m]] = 1 if factor == "presence" else getattr(scenes, factor)[row, m]
         grid = cells.reshape(n, 3, 3).repeat(per_cell, axis=1).repeat(per_cell, axis=2)
         labels[factor] = torch.from_numpy(grid.reshape(n, per_side**2).copy())
     return labels

@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BlipVisionModel, CLIPVisionModel
 
-from cmma.testbed.training.llava_data import FACTOR_LEVELS, IGNORE, VisionBatches
+from cmma.testbed.training.llava_data import FACTOR_LEVELS, IGNORE, PLACE_LEVELS, VisionBatches
 from cmma.testbed.training.loop import Recipe, train
 
 
 class PatchReader(nn.Module):
     """A vision tower with one linear head per factor on every patch of its last hidden state."""
 
-    def __init__(self, tower: CLIPVisionModel | BlipVisionModel) -> None:
+    def __init__(self, tower: CLIPVisionModel | BlipVisionModel, levels: dict[str, int]) -> None:
         super().__init__()
         width = tower.config.hidden_size
         self.tower = tower
         self.norm = nn.LayerNorm(width)
-        self.heads = nn.ModuleDict({name: nn.Linear(width, levels) for name, levels in FACTOR_LEVELS.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(width, n) for name, n in levels.items()})
 
     def forward(self, pixels_NCYX: Tensor) -> dict[str, Tensor]:
         hidden_NPD = self.norm(self.tower(pixels_NCYX, output_hidden_states=True).hidden_states[-1][:, 1:])
@@ -47,10 +47,15 @@ def factor_loss(reader: nn.Module, batch: tuple[Tensor, dict[str, Tensor]]) -> t
 
 
 def pretrain_vision(
-    tower: CLIPVisionModel | BlipVisionModel, recipe: Recipe, seed: int, checkpoint: Path
+    tower: CLIPVisionModel | BlipVisionModel, recipe: Recipe, seed: int, checkpoint: Path, places: bool = False
 ) -> float:
-    """Train `tower` in place; returns minutes."""
-    reader = PatchReader(tower)
+    """Train `tower` in place; returns minutes.
+
+    Args:
+        places: also name the cell that the patch lies in. For readers by cross-attention, which learn where a patch is
+            from its content alone.
+    """
+    reader = PatchReader(tower, FACTOR_LEVELS | PLACE_LEVELS if places else FACTOR_LEVELS)
     reader.train()
     batches = VisionBatches(recipe.batch, recipe.steps, seed)
     return train(reader, recipe, batches, lambda batch: factor_loss(reader, batch), checkpoint)
