@@ -67,7 +67,7 @@ class ActivationsConfig:
     """Which activations are cached.
 
     Attributes:
-        layers: layers to cache; null = at a quarter, a half and three quarters of the model's depth.
+        layers: layers to cache; null = the model's own choice, or a quarter, a half and three quarters up its depth.
         split: split of the data set that is run.
         n_samples: at most this many samples; null = the whole split.
         text: what a generative model reads beside the image: `caption` (the caption as the answer to the model's
@@ -256,7 +256,7 @@ class Config:
     def layers(self) -> list[int]:
         """The layers that are cached, resolved against the model's depth. Raises ConfigError when out of range."""
         depth = self.model.n_layers
-        layers = self.activations.layers
+        layers = self.activations.layers or self.model.cached_layers
         if layers is None:
             layers = sorted({max(0, round(depth * share) - 1) for share in (0.25, 0.5, 0.75)})
         for layer in layers:

@@ -26,6 +26,8 @@ class ModelSpec:
         architecture: name by which the adapter knows the architecture without any file, for `weights=random`.
         n_layers: layers of the stream that records are taken from (the language model; the towers of a dual encoder;
             the question encoder of a BLIP; the transformer blocks of a U-Net).
+        cached_layers: layers that are cached where `activations.layers` names none; null = at a quarter, a half and
+            three quarters of the depth. For models whose layers cannot all be cached together.
         dtype: float32, bfloat16 or float16 in memory.
         attention: sdpa or eager.
         prompt: instruction that asks for a caption; empty where a model answers questions only.
@@ -40,6 +42,7 @@ class ModelSpec:
     revision: str | None = None
     architecture: str | None = None
     n_layers: int = 12
+    cached_layers: list[int] | None = None
     dtype: str = "float32"
     attention: str = "sdpa"
     prompt: str = "describe the image."

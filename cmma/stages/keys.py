@@ -53,6 +53,8 @@ class Keys:
         section = dataclasses.asdict(value)  # type: ignore[arg-type]
         if name == "activations":
             section |= {"layers": config.layers(), "text": config.text()}
+        if name == "model":
+            del section["cached_layers"]  # a default of the section `activations`, which holds the layers themselves
         if name == "model" and config.model.weights == "path":
             section["source"] = fingerprint_model(model_folder(config.model.source))
         if name == "dataset":
