@@ -90,6 +90,7 @@ class ClipModel(MultimodalModel):
         super().__init__(spec, module, expand(SITES, roots, self.depths), max(self.depths.values()))
         self.tokenizer = tokenizer
         self.transform = image_transform_v2(PreprocessCfg(**self.module.visual.preprocess_cfg), is_train=False)
+        self.module.text.transformer.register_forward_pre_hook(_fit_mask, with_kwargs=True)
 
     def collate(
         self,
@@ -98,12 +99,16 @@ class ClipModel(MultimodalModel):
         answers: Sequence[str] | None = None,
         padding: Literal["right", "left"] = "right",
     ) -> Batch:
-        """Images with one text each, default the caption. Raises ConfigError for answers: there is no decoder."""
+        """Images with one text each, default the caption. Raises ConfigError for answers: there is no decoder.
+
+        The padding behind the longest text is cut off: no token of a causal tower sees it, and it is most of a context.
+        """
         if answers is not None:
             raise ConfigError(f"{self.spec.name} scores texts; give whole texts, not answers")
         images_BCHW = torch.stack([self.transform(sample.image) for sample in samples]).to(self.dtype)
         text_BS = self.tokenizer(list(texts) if texts is not None else [sample.caption for sample in samples])
-        return Batch({"image": images_BCHW, "text": text_BS}).to(self.device)
+        longest = int(self.end_of_text({"text": text_BS}).max()) + 1
+        return Batch({"image": images_BCHW, "text": text_BS[:, :longest]}).to(self.device)
 
     def token_modality(self, batch: Mapping[str, Tensor]) -> Tensor:
         """TEXTUAL for the words and EOT of the text tower, DROPPED for its BOS and for padding after EOT."""
@@ -161,6 +166,14 @@ class ClipModel(MultimodalModel):
         """Cosine of every image with every text of the batch: Float[B images, B texts]."""
         image_BE, text_BE = self.embeddings(self(**batch))
         return image_BE @ text_BE.T
+
+
+def _fit_mask(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Cut the text tower's causal mask, which open_clip keeps for the whole context, to the length of this batch."""
+    length = args[0].shape[1]
+    if kwargs.get("attn_mask") is not None:
+        kwargs["attn_mask"] = kwargs["attn_mask"][..., :length, :length]
+    return args, kwargs
 
 
 def _known_architecture(spec: ModelSpec) -> str:

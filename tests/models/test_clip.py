@@ -19,6 +19,7 @@ from cmma.modality import Modality
 from cmma.models import load_model
 from cmma.models.clip import TINY, ClipModel
 from cmma.models.spec import ModelSpec
+from cmma.testbed.generate import generate_samples
 
 
 def spec(**changes) -> ModelSpec:
@@ -74,7 +75,8 @@ def test_a_folder_in_the_format_of_open_clip_loads_the_same(tmp_path):
     batch = model.collate(SAMPLES)
     image, text = model.embeddings(model(**batch))
     torch.testing.assert_close(image, original.encode_image(batch["image"], normalize=True))
-    torch.testing.assert_close(text, original.encode_text(batch["text"], normalize=True))
+    whole = model.tokenizer([sample.caption for sample in SAMPLES])  # open_clip takes a full context
+    torch.testing.assert_close(text, original.encode_text(whole, normalize=True))
     assert batch["image"].min() >= -1
     assert batch["image"].max() <= 1
 
@@ -152,3 +154,14 @@ def test_unknown_architectures_and_tags_are_refused():
         load_model(spec(architecture="ViT-Q-1"))
     with pytest.raises(ConfigError, match="laion400m_e32"):
         load_model(spec(weights="hub", source="nobody", architecture="ViT-B-32-quickgelu"))
+
+
+@torch.no_grad()
+def test_cutting_the_padding_off_changes_no_embedding(tiny):
+    samples = list(generate_samples("balanced", 0, 2))
+    batch = tiny.collate(samples, ["a red ring.", "a ring"])
+    assert batch["text"].shape[1] < tiny.module.context_length
+    whole = batch | {"text": tiny.tokenizer(["a red ring.", "a ring"])}
+    assert whole["text"].shape[1] == tiny.module.context_length
+    for short, long in zip(tiny.embeddings(tiny(**batch)), tiny.embeddings(tiny(**whole)), strict=True):
+        torch.testing.assert_close(short, long, atol=1e-6, rtol=0)
