@@ -72,8 +72,7 @@ def build_config(
 def build_model(seed: int, config: BlipConfig | None = None) -> BlipForQuestionAnswering:
     """An untrained model. Matrices are drawn for unit gain; what is tied to the output words starts small.
 
-    Positions in the image start as large as its patches (about 0.5): nothing but them tells where a patch is, and at
-    the usual 0.02 the model stays blind to relations for thousands of steps.
+    Positions in the image start as large as its patches (about 0.5): nothing but them tells where a patch is.
     """
     torch.manual_seed(seed)
     model = BlipForQuestionAnswering(config or build_config())
