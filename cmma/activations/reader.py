@@ -13,7 +13,7 @@ from cmma.artifacts.shards import read_shard
 from cmma.artifacts.store import Artifact
 from cmma.errors import ConfigError
 from cmma.modality import Modality
-from cmma.sae.records import RecordBatch, generator, rank_slice
+from cmma.sae.records import RecordBatch, generator, rank_slice, shuffled
 
 _KEYS = ("modality", "sample", "position")
 
@@ -48,16 +48,16 @@ class ShardReader:
         self._paths = [artifact.path("shards") / info["file"] for info in artifact.sidecars()]
         self._counts = [int((~self._held_out_S[read_shard(path, ["sample"])["sample"]]).sum()) for path in self._paths]
         self.n_records = sum(self._counts)
-        self._group: tuple[tuple[int, int], RecordBatch] | None = None
+        self._group: tuple[tuple[int, int, bool], RecordBatch] | None = None
 
     def batches(
-        self, batch_size: int, seed: int, start_step: int = 0, rank: int = 0, world: int = 1
+        self, batch_size: int, seed: int, start_step: int = 0, rank: int = 0, world: int = 1, together: bool = False
     ) -> Iterator[RecordBatch]:
         """See `ActivationReader.batches`. A batch may span the end of an epoch; every batch is full."""
         part = rank_slice(batch_size, rank, world)
         step = start_step
         while True:
-            yield self._rows(step * batch_size + part.start, step * batch_size + part.stop, seed)
+            yield self._rows(step * batch_size + part.start, step * batch_size + part.stop, seed, together)
             step += 1
 
     def held_out(self, batch_size: int) -> Iterator[RecordBatch]:
@@ -68,7 +68,7 @@ class ShardReader:
             for start in range(0, len(held_out), batch_size):
                 yield held_out[start : start + batch_size]
 
-    def _rows(self, start: int, stop: int, seed: int) -> RecordBatch:
+    def _rows(self, start: int, stop: int, seed: int, together: bool) -> RecordBatch:
         """Positions `start` to `stop` of the endless stream of shuffled epochs."""
         pieces, at = [], start
         while at < stop:
@@ -80,7 +80,8 @@ class ShardReader:
                 offset -= sizes[number]
                 number += 1
             take = min(stop - at, sizes[number] - offset)
-            pieces.append(self._load_group(seed, epoch, number, groups[number])[offset : offset + take])
+            group = self._load_group(seed, epoch, number, groups[number], together)
+            pieces.append(group[offset : offset + take])
             at += take
         return _concatenate(pieces)
 
@@ -88,13 +89,13 @@ class ShardReader:
         order = torch.randperm(len(self._paths), generator=generator("shards", seed, epoch)).tolist()
         return [order[start : start + self._buffer_shards] for start in range(0, len(order), self._buffer_shards)]
 
-    def _load_group(self, seed: int, epoch: int, number: int, shards: list[int]) -> RecordBatch:
-        if self._group is None or self._group[0] != (epoch, number):
+    def _load_group(self, seed: int, epoch: int, number: int, shards: list[int], together: bool) -> RecordBatch:
+        if self._group is None or self._group[0] != (epoch, number, together):
             self._group = None  # frees the last buffer before the next one is read
             loaded = [self._load(self._paths[shard]) for shard in shards]
             records = _concatenate([part[~self._held_out_S[part.sample_B]] for part in loaded])
-            order = torch.randperm(len(records), generator=generator("rows", seed, epoch, number))
-            self._group = ((epoch, number), records[order])
+            order = shuffled(records.sample_B, together, generator("rows", seed, epoch, number))
+            self._group = ((epoch, number, together), records[order])
         return self._group[1]
 
     def _load(self, path: Path) -> RecordBatch:

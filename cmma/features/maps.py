@@ -11,6 +11,7 @@ from cmma.console import progress
 from cmma.data.samples import Sample
 from cmma.features.collect import FeatureData
 from cmma.features.encode import encode_samples, token_texts
+from cmma.modality import Modality
 from cmma.models.base import MultimodalModel
 from cmma.sae.architectures.base import SparseAutoencoder
 
@@ -58,7 +59,7 @@ def logit_effects(
 ) -> pd.DataFrame | None:
     """Tokens that a feature's direction raises and lowers most when read out directly (W_U · d, without final norm).
 
-    The direction has norm one in standardised space, so values compare within a feature, not across layers.
+    The direction, that of textual records, has norm one, so values compare within a feature, not across layers.
 
     Returns:
         `layer, feature, sign` ("+" or "-"), `rank, token, value`; None for a model whose records are not read out directly.
@@ -67,7 +68,8 @@ def logit_effects(
     if unembedding is None:
         return None
     unembedding_VD = unembedding.float()
-    directions_FD = sae.feature_directions[list(features)].to(unembedding_VD.device).float()
+    textual_FD = sae.directions(Modality.TEXTUAL)[list(features)].to(unembedding_VD.device).float()
+    directions_FD = torch.nn.functional.normalize(textual_FD, dim=1)
     rows: list[tuple[int, int, str, int, str, float]] = []
     for feature, direction_D in zip(features, directions_FD, strict=True):
         effect_V = unembedding_VD @ direction_D

@@ -15,7 +15,9 @@ _HOME = {
     "SAEOutput": "architectures.base", "SparseAutoencoder": "architectures.base", "build_sae": "architectures.registry",
     "Trainer": "training.trainer", "TrainResult": "training.trainer", "train": "training.trainer",
     "SAEMetrics": "metrics", "evaluate_sae": "metrics",
-    "load_sae": "io", "save_sae": "io",
+    "load_sae": "interchange.load", "save_sae": "io",
+    "ImportConfig": "interchange.config", "import_sae": "interchange.load",
+    "save_saelens": "interchange.export", "save_sparsify": "interchange.export",
 }
 __all__ = sorted(_HOME)
 

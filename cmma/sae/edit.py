@@ -57,11 +57,11 @@ def token_edit(
         h_ND = sae.standardiser.standardise(record_ND, modality_N)
         batch_index_N, position_N = where.batch_index.to(acts_NW.device), where.position.to(acts_NW.device)
         if keep_error:
-            latents_NI = sae.encode_some(h_ND, edit.latents_I)
+            latents_NI = sae.encode_some(h_ND, edit.latents_I, modality_B=modality_N)
             change_NI = edit.apply(latents_NI, batch_index_N, position_N) - latents_NI
             change_ND = sae.standardiser.restore_difference(change_NI @ sae.W_dec[edit.latents_I], modality_N)
             return acts_NW + change_ND[:, half]
-        latents_NK = sae.encode_standardised(h_ND)
+        latents_NK = sae.encode_standardised(h_ND, modality_B=modality_N)
         changed_NI = edit.apply(latents_NK[:, edit.latents_I], batch_index_N, position_N)
         return sae.decode(latents_NK.index_copy(1, edit.latents_I, changed_NI), modality_N)[:, half]
 

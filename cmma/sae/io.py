@@ -19,7 +19,7 @@ from cmma.sae.config import SAEConfig
 from cmma.sae.standardiser import Standardiser
 
 FORMAT = "cmma-sae"
-SCHEMA = 1
+SCHEMA = 2
 """Raised when the meaning of a field or tensor changes."""
 WEIGHTS, DESCRIPTION = "sae.safetensors", "sae.json"
 
@@ -39,14 +39,13 @@ def save_sae(sae: SparseAutoencoder, folder: Path) -> None:
     })
 
 
-def load_sae(folder: str | Path, device: str = "cpu") -> SparseAutoencoder:
+def load_own(folder: Path, device: str = "cpu") -> SparseAutoencoder:
     """Read a dictionary that `save_sae` wrote, or the folder of a `train-sae` artifact.
 
     Raises:
-        ArtifactError: a file is missing, damaged or of a newer schema; a key is unknown or missing; a tensor has the
+        ArtifactError: a file is missing, damaged or of another schema; a key is unknown or missing; a tensor has the
             wrong shape or values that are not finite. The message names it.
     """
-    folder = Path(folder)
     for name in (DESCRIPTION, WEIGHTS):
         if not (folder / name).is_file():
             raise ArtifactError(f"there is no {name} in {folder}; it should be the folder of a trained dictionary")

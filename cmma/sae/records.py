@@ -70,12 +70,13 @@ class ActivationReader(Protocol):
     n_labels: int
 
     def batches(
-        self, batch_size: int, seed: int, start_step: int = 0, rank: int = 0, world: int = 1
+        self, batch_size: int, seed: int, start_step: int = 0, rank: int = 0, world: int = 1, together: bool = False
     ) -> Iterator[RecordBatch]:
         """Endless training batches from step `start_step` on.
 
         The *global* batch of a step is a function of (seed, step) alone and has `batch_size` records; a rank gets its
-        contiguous part of it (`rank_slice`), so that all ranks together see what one process would.
+        contiguous part of it (`rank_slice`), so that all ranks together see what one process would. With `together`
+        samples are shuffled and not records: those of a sample follow each other, for who trains on pairs.
         """
         ...
 
@@ -93,6 +94,14 @@ def generator(*key: int | str) -> torch.Generator:
     """A CPU random generator that is a function of `key` alone, so that no generator state need ever be saved."""
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def shuffled(sample_N: Tensor, together: bool, generator: torch.Generator) -> Tensor:
+    """A random order [N] of records; with `together` of samples, whose records stay adjacent and in their order."""
+    if not together:
+        return torch.randperm(len(sample_N), generator=generator)
+    samples, of_record_N = sample_N.unique(return_inverse=True)
+    return torch.randperm(len(samples), generator=generator)[of_record_N].argsort(stable=True)
 
 
 class TensorReader:
@@ -147,7 +156,7 @@ class TensorReader:
             raise DataError(f"{len(samples)} samples cannot be split with a held-out share of {held_out}")
 
     def batches(
-        self, batch_size: int, seed: int, start_step: int = 0, rank: int = 0, world: int = 1
+        self, batch_size: int, seed: int, start_step: int = 0, rank: int = 0, world: int = 1, together: bool = False
     ) -> Iterator[RecordBatch]:
         """See `ActivationReader.batches`. A batch may span the end of an epoch; every batch is full."""
         part = rank_slice(batch_size, rank, world)
@@ -159,7 +168,7 @@ class TensorReader:
             while at < stop:
                 if at // self.n_records != epoch:
                     epoch = at // self.n_records
-                    order_N = torch.randperm(self.n_records, generator=generator("epoch", seed, epoch))
+                    order_N = shuffled(self._train.sample_B, together, generator("epoch", seed, epoch))
                 end = min(stop, (epoch + 1) * self.n_records)
                 pieces.append(order_N[at - epoch * self.n_records : end - epoch * self.n_records])
                 at = end

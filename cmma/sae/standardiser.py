@@ -86,7 +86,7 @@ class Standardiser(nn.Module):
 
         norm_MB = torch.zeros(N_MODALITIES, len(blocks), dtype=torch.float64)
         for records in sample():
-            centred_BD = records.acts_BD.double() - mean_MD[_row(records.modality_B)]
+            centred_BD = records.acts_BD.double() - mean_MD[modality_row(records.modality_B)]
             norms_BB = torch.stack([part.norm(dim=1) for part in centred_BD.split(blocks, dim=1)], dim=1)
             norm_MB += modality_one_hot(records.modality_B, torch.float64).T @ norms_BB
         norm_MD = _rows(torch.repeat_interleave(norm_MB, torch.tensor(blocks), dim=1), count_M, blocks)
@@ -98,18 +98,18 @@ class Standardiser(nn.Module):
 
     def standardise(self, acts_BD: Tensor, modality_B: Tensor | None = None) -> Tensor:
         """Model units → standardised units. Shapes [B, d] → [B, d]."""
-        row = _row(modality_B)
+        row = modality_row(modality_B)
         inverse_MD = torch.where(self.scale_MD > 0, self.scale_MD.reciprocal(), torch.zeros_like(self.scale_MD))
         return (acts_BD - self.mean_MD[row]) * inverse_MD[row]
 
     def restore(self, standard_BD: Tensor, modality_B: Tensor | None = None) -> Tensor:
         """Standardised units → model units: the inverse of `standardise` on present coordinates."""
-        row = _row(modality_B)
+        row = modality_row(modality_B)
         return standard_BD * self.scale_MD[row] + self.mean_MD[row]
 
     def restore_difference(self, standard_BD: Tensor, modality_B: Tensor | None = None) -> Tensor:
         """A difference of two standardised vectors in model units: the mean cancels."""
-        return standard_BD * self.scale_MD[_row(modality_B)]
+        return standard_BD * self.scale_MD[modality_row(modality_B)]
 
     def outlier_ratio(self) -> dict[str, float]:
         """‖mean‖ / (scale·√d) per modality: large values foretell dead latents without centring."""
@@ -124,7 +124,8 @@ def modality_one_hot(modality_B: Tensor, dtype: torch.dtype = torch.float32) -> 
     return (modality_B[:, None] == code_M).to(dtype)
 
 
-def _row(modality_B: Tensor | None) -> Tensor | int:
+def modality_row(modality_B: Tensor | None) -> Tensor | int:
+    """Row of a table by modality for each record; that of JOINT where the modality is not known."""
     return int(Modality.JOINT) if modality_B is None else modality_B.long()
 
 

@@ -14,7 +14,7 @@ from cmma.data.samples import Sample
 from cmma.errors import DataError
 from cmma.models import load_model
 from cmma.models.base import MultimodalModel
-from cmma.sae.io import load_sae
+from cmma.sae.interchange.load import load_sae
 from cmma.stages.runner import Stage
 from cmma.stages.splits import measured_samples
 

@@ -10,7 +10,7 @@ from cmma.features.masks import mask_iou
 from cmma.features.specialisation import DEAD, class_shares
 from cmma.modality import Modality
 from cmma.models import load_model
-from cmma.sae.io import load_sae
+from cmma.sae.interchange.load import load_sae
 from cmma.stages.runner import Stage
 from cmma.stages.splits import interpreted_samples
 

@@ -12,7 +12,7 @@ from cmma.causal.intervening import Outcome, intervene
 from cmma.evaluation.chair import chair
 from cmma.evaluation.scene_captions import SHAPES_VOCABULARY, visible_shapes
 from cmma.models import load_model
-from cmma.sae.io import load_sae
+from cmma.sae.interchange.load import load_sae
 from cmma.stages.runner import Stage
 from cmma.stages.splits import load_split, measured_samples, resolve_split
 

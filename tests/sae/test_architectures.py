@@ -20,7 +20,7 @@ D, K = 6, 20
 def dictionary(arch: str, **config) -> SparseAutoencoder:
     sae = build_sae(preset(arch, n_latents=K, **{"k": 4, **config}), D, Standardiser.identity((D,)), seed=1)
     with torch.no_grad():
-        sae.b_pre.copy_(torch.randn(D, generator=torch.Generator().manual_seed(2)))
+        sae.b_pre.copy_(torch.randn(sae.b_pre.shape, generator=torch.Generator().manual_seed(2)))
         sae.b_enc.copy_(torch.randn(K, generator=torch.Generator().manual_seed(3)) * 0.3)
     return sae
 
@@ -62,8 +62,9 @@ def test_bias_folding_gives_the_textbook_gradients():
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_some_latents_equal_all_latents(arch):
-    sae, h_BD, some_I = dictionary(arch), records(), torch.tensor([2, 11, 19])
-    torch.testing.assert_close(sae.encode_some(h_BD, some_I), sae.encode(h_BD)[:, some_I])
+    sae, acts_BD, some_I = dictionary(arch), records(), torch.tensor([2, 11, 19])
+    h_BD = sae.standardiser.standardise(acts_BD)
+    torch.testing.assert_close(sae.encode_some(h_BD, some_I), sae.encode(acts_BD)[:, some_I])
 
 
 def test_features_start_with_norm_one_and_the_encoder_as_their_transpose():

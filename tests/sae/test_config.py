@@ -32,10 +32,15 @@ def test_yaml_and_presets_agree(arch):
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
-        ({"arch": "gated"}, "sae.arch"), ({"n_latents": 0}, "sae.n_latents"), ({"lambda2": -1.0}, "sae.lambda2"),
+        ({"arch": "relu"}, "sae.arch"), ({"n_latents": 0}, "sae.n_latents"), ({"lambda2": -1.0}, "sae.lambda2"),
         ({"tau": 2.0}, "sae.tau"), ({"arch": "topk", "k": 2048}, "sae.k"), ({"ema_decay": 1.0}, "sae.ema_decay"),
         ({"reduction": "max"}, "sae.reduction"), ({"any": "all"}, "sae.any"),
-        ({"arch": "topk", "adaptive_sparsity": True}, "sae.adaptive_sparsity"),
+        ({"adaptive_sparsity": True, "lambda1": 0.0}, "sae.adaptive_sparsity"),
+        ({"arch": "batchtopk", "adaptive_sparsity": True, "target_l0_textual": 1025.0}, "sae.target_l0_textual"),
+        ({"arch": "matryoshka", "prefixes": [0.5, 0.25, 1.0]}, "sae.prefixes"),
+        ({"arch": "matryoshka", "prefix_weights": [1.0]}, "sae.prefix_weights"),
+        ({"arch": "separate_matched", "n_latents": 2**15}, "sae.n_latents"), ({"penalty": "l2"}, "sae.penalty"),
+        ({"bandwidth": 0.0}, "sae.bandwidth"), ({"mask": 1.0}, "sae.mask"),
         ({"lambda1": float("nan")}, "sae.lambda1"),
     ],
 )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cmma.benchmark.protocols import Budget
 from cmma.benchmark.registry import register
+from cmma.modality import Modality
 from cmma.sae.architectures.base import SparseAutoencoder
 from cmma.sae.architectures.registry import build_sae
 from cmma.sae.config import OptimConfig, SAEConfig, preset
@@ -27,7 +28,7 @@ class SAEDictionary:
 
     def __init__(self, sae: SparseAutoencoder) -> None:
         self.sae = sae.requires_grad_(False)
-        self.decoder_MKW = sae.feature_directions * sae.standardiser.scale_MD[:2, None]
+        self.decoder_MKW = torch.stack([sae.directions(m) for m in (Modality.VISUAL, Modality.TEXTUAL)])
 
     def encode(self, acts_BW: Tensor, modality_B: Tensor) -> Tensor:
         """See `Dictionary.encode`."""
@@ -56,8 +57,9 @@ class SAEMethod:
             dead_after=100 * budget.batch, resample_every=100,
         )
         trainer = Trainer(sae, optim, reader.n_records, reader.n_labels, seed)
-        for batch in islice(reader.batches(budget.batch, seed), budget.steps):
+        for batch in islice(reader.batches(budget.batch, seed, together=sae.reads_pairs), budget.steps):
             trainer.advance(batch)
+        sae.conclude(reader, budget.batch, seed)
         return SAEDictionary(sae)
 
 

@@ -19,14 +19,16 @@ class Standard(SparseAutoencoder):
         self, config: SAEConfig, d: int, standardiser: Standardiser, generator: torch.Generator | None = None
     ) -> None:
         super().__init__(config, d, standardiser, generator)
-        # A random unit-norm row times a record of norm √d is about standard normal, whatever d is.
-        share = min(0.5, config.initial_l0 / config.n_latents)
-        nn.init.constant_(self.b_enc, NormalDist().inv_cdf(share))
+        nn.init.constant_(self.b_enc, -gaussian_threshold(config.initial_l0, config.n_latents))
 
-    def activate(self, pre_BK: Tensor) -> Tensor:
+    def activate(self, pre_BK: Tensor, modality_B: Tensor | None = None, latents_I: Tensor | None = None) -> Tensor:
         """ReLU, in place."""
         return pre_BK.relu_()
 
-    def encode_some(self, h_BD: Tensor, latents_I: Tensor, context_BCD: Tensor | None = None) -> Tensor:
-        """Each latent depends on its own encoder row alone."""
-        return self.activate(self.pre_activations(h_BD, context_BCD, latents_I))
+
+def gaussian_threshold(l0: float, n_latents: int) -> float:
+    """What l0 of n_latents standard normal numbers exceed on average; at least 0.
+
+    A random row of norm one times a record of norm √d is about standard normal, whatever d is.
+    """
+    return -NormalDist().inv_cdf(min(0.5, l0 / n_latents))

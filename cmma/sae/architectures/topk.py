@@ -6,12 +6,36 @@ import torch
 from torch import Tensor
 
 from cmma.sae.architectures.base import SparseAutoencoder
+from cmma.sae.standardiser import modality_row
 
 
 class TopK(SparseAutoencoder):
-    """a = ReLU(the k largest pre-activations of the record), zero elsewhere."""
+    """a = ReLU(the k largest pre-activations of the record), zero elsewhere.
 
-    def activate(self, pre_BK: Tensor) -> Tensor:
+    With adaptive sparsity k is the target L0 of the record's modality.
+    """
+
+    competes = True
+
+    def activate(self, pre_BK: Tensor, modality_B: Tensor | None = None, latents_I: Tensor | None = None) -> Tensor:
         """Keep k latents per record; fewer are active where fewer than k pre-activations are positive."""
-        values_Bk, kept_Bk = pre_BK.topk(self.config.k, dim=1, sorted=False)
-        return torch.zeros_like(pre_BK).scatter(1, kept_Bk, values_Bk.relu())
+        return keep_largest(pre_BK, kept_latents(self, modality_B))
+
+
+def kept_latents(sae: SparseAutoencoder, modality_B: Tensor | None) -> int | Tensor:
+    """k of every record: one number, or [B]."""
+    k_M = sae.config.kept_latents()
+    row = modality_row(modality_B)
+    if not sae.config.adaptive_sparsity or isinstance(row, int):
+        return k_M[-1]
+    return torch.tensor(k_M, device=row.device)[row]
+
+
+def keep_largest(pre_BK: Tensor, k: int | Tensor) -> Tensor:
+    """ReLU of the k largest of each row, or of the k[b] largest of row b; zero elsewhere."""
+    if isinstance(k, int):
+        values_Bk, kept_Bk = pre_BK.topk(k, dim=1, sorted=False)
+    else:
+        values_Bk, kept_Bk = pre_BK.topk(int(k.max()) if len(k) else 1, dim=1)
+        values_Bk = values_Bk * (torch.arange(values_Bk.shape[1], device=k.device) < k[:, None])
+    return torch.zeros_like(pre_BK).scatter(1, kept_Bk, values_Bk.relu())

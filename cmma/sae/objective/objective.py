@@ -37,6 +37,8 @@ class Losses(NamedTuple):
 class Objective(nn.Module):
     """‖h − ĥ‖² + λ1 ‖a‖₁ + λ2 R_cross + λ3 R_align, with the moving statistics behind the last two.
 
+    An architecture may put another measure of sparsity in the place of ‖a‖₁ and add terms of its own.
+
     Joint views of a pair are reconstructed and kept sparse, but take no part in selectivity and information: they are
     evidence for neither modality.
 
@@ -56,7 +58,8 @@ class Objective(nn.Module):
         self.register_buffer("lambda1_M", torch.full((3,), config.lambda1))
 
     def forward(
-        self, h_BD: Tensor, reconstruction_BD: Tensor, latents_BK: Tensor, modality_B: Tensor, labels_BL: Tensor | None
+        self, h_BD: Tensor, reconstruction_BD: Tensor, latents_BK: Tensor, modality_B: Tensor,
+        labels_BL: Tensor | None, sparsity_B: Tensor | None = None,
     ) -> Losses:
         """Losses of a batch in standardised units, and one step of the moving statistics.
 
@@ -65,6 +68,7 @@ class Objective(nn.Module):
             latents_BK: [B, K].
             modality_B: [B] codes.
             labels_BL: [B, L] multi-hot labels; read only when lambda3 > 0.
+            sparsity_B: [B] what λ1 weighs instead of ‖a‖₁.
         """
         one_hot_BM = modality_one_hot(modality_B, latents_BK.dtype)
         label_BL = latents_BK.new_zeros(len(latents_BK), self.n_labels)
@@ -85,7 +89,9 @@ class Objective(nn.Module):
             information_K = mutual_information(sums.joint_LK, sums.label_L)
             reward = alignment(selective, information_K, self.config.tau, self.config.reduction)
 
-        total = (error + sparsity(activation_MK, self.lambda1_M)) / n_records
+        price = sparsity(activation_MK, self.lambda1_M) if sparsity_B is None else (
+            sparsity_B @ one_hot_BM @ self.lambda1_M)
+        total = (error + price) / n_records
         if self.config.lambda2:
             total = total + self.config.lambda2 * penalty
         if self.n_labels:
@@ -97,7 +103,7 @@ class Objective(nn.Module):
         }
         losses = Losses(total, {name: value.detach() for name, value in terms.items()},
                         activation_all_MK.detach().sum(0), l0_M)
-        if self.config.adaptive_sparsity:
+        if self.config.controls_lambda1:
             self._control(l0_M, count_M)
         return losses
 

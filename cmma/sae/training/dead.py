@@ -41,7 +41,8 @@ class DeadLatents(nn.Module):
 
 
 def auxk_error(
-    sae: SparseAutoencoder, h_BD: Tensor, context_BCD: Tensor | None, residual_BD: Tensor, dead_I: Tensor, k: int
+    sae: SparseAutoencoder, h_BD: Tensor, context_BCD: Tensor | None, residual_BD: Tensor, dead_I: Tensor, k: int,
+    modality_B: Tensor | None = None,
 ) -> Tensor:
     """Σ_b ‖e_b − ê_b‖², ê the reconstruction by the k strongest dead latents (AuxK of Gao et al. 2024), a scalar.
 
@@ -49,11 +50,13 @@ def auxk_error(
         h_BD: standardised records.
         residual_BD: e = h − ĥ, detached: the living are not to make room. ê has no b_pre, since ĥ has it already.
         dead_I: the dead latents, at least one.
+        modality_B: [B] codes.
     """
-    values_Bk, kept_Bk = sae.pre_activations(h_BD, context_BCD, dead_I).topk(min(k, len(dead_I)), dim=1, sorted=False)
+    pre_BI = sae.pre_activations(h_BD, context_BCD, modality_B, dead_I)
+    values_Bk, kept_Bk = pre_BI.topk(min(k, len(dead_I)), dim=1, sorted=False)
     latents_BI = torch.zeros(len(h_BD), len(dead_I), dtype=h_BD.dtype, device=h_BD.device)
     latents_BI = latents_BI.scatter(1, kept_Bk, values_Bk.relu())
-    return squared_error(residual_BD, latents_BI @ sae.W_dec[dead_I])
+    return squared_error(residual_BD, sae.visible(latents_BI @ sae.W_dec[dead_I], modality_B))
 
 
 @torch.no_grad()
@@ -82,7 +85,7 @@ def resample(
         return 0
     drawn_I = torch.multinomial(weight_B.cpu(), n, generator=generator).to(weight_B.device)
     dead_I = dead_I[:n]
-    direction_ID = torch.zeros(n, sae.d, device=residual_BD.device, dtype=residual_BD.dtype)
+    direction_ID = torch.zeros(n, residual_BD.shape[1], device=residual_BD.device, dtype=residual_BD.dtype)
     is_mine_I = (drawn_I >= mine.start) & (drawn_I < mine.stop)
     direction_ID[is_mine_I] = residual_BD[drawn_I[is_mine_I] - mine.start]
     ranks.sum_([direction_ID])
@@ -91,10 +94,8 @@ def resample(
     alive_K = torch.ones(sae.n_latents, dtype=torch.bool, device=dead_I.device)
     alive_K[dead_I] = False
     norm = sae.W_enc[alive_K].norm(dim=1).mean() if alive_K.any() else sae.W_enc.new_ones(())
-    sae.W_dec[dead_I] = direction_ID
-    sae.W_enc[dead_I] = direction_ID * norm * _ENCODER_NORM
-    sae.b_enc[dead_I] = sae.W_enc[dead_I] @ sae.b_pre
-    for parameter in (sae.W_dec, sae.W_enc, sae.b_enc):
+    sae.aim(dead_I, direction_ID, norm * _ENCODER_NORM)
+    for parameter in sae.latent_parameters():
         for moment in ("exp_avg", "exp_avg_sq"):
             if moment in optimiser.state[parameter]:
                 optimiser.state[parameter][moment][dead_I] = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cmma.console import progress
-from cmma.errors import ArtifactError, DataError
+from cmma.errors import ArtifactError, ConfigError, DataError
 from cmma.modality import Modality
 from cmma.sae.architectures.base import SparseAutoencoder
 from cmma.sae.config import OptimConfig
@@ -68,6 +68,9 @@ class Trainer:
     ) -> None:
         self.sae, self.config, self.seed = sae, config, seed
         self.ranks = ranks or Ranks()
+        if self.ranks.world > 1 and (sae.whole_batch or sae.reads_pairs):
+            raise ConfigError(f"sae.arch={sae.config.arch} has to see a whole batch in one process; train it with "
+                              "launch=local")
         self.total_steps = config.total_steps(n_records)
         self.objective = Objective(sae.config, n_labels, self.ranks).to(sae.W_enc.device)
         self.dead = DeadLatents(sae.n_latents, config.dead_after).to(sae.W_enc.device)
@@ -83,22 +86,29 @@ class Trainer:
         with torch.no_grad():
             h_BD = sae.standardiser.standardise(batch.acts_BD, batch.modality_B)
             context_BCD = sae.standardise_context(batch.context_BCD, batch.modality_B)
-        latents_BK = sae.encode_standardised(h_BD, context_BCD)
-        reconstruction_BD = sae.decode_standardised(latents_BK)
-        losses = self.objective(h_BD, reconstruction_BD, latents_BK, batch.modality_B, batch.labels_BL)
-        total = losses.total
+        done = sae.training_pass(h_BD, context_BCD, batch)
+        losses = self.objective(
+            h_BD, done.reconstruction_BD, done.latents_BK, batch.modality_B, batch.labels_BL, done.sparsity_B)
+        total = losses.total + sum(done.terms.values()) / self.config.batch
+        losses.terms.update(self._means(done.terms))
+        residual_BD = (h_BD - done.reconstruction_BD).detach()
         revival, dead_I = sae.config.revival, self.dead.indices()
         if revival == "auxk" and len(dead_I):
-            residual_BD = (h_BD - reconstruction_BD).detach()
-            error = auxk_error(sae, h_BD, context_BCD, residual_BD, dead_I, sae.config.aux_k)
+            error = auxk_error(sae, h_BD, context_BCD, residual_BD, dead_I, sae.config.aux_k, batch.modality_B)
             total = total + sae.config.lambda_aux * error / self.config.batch
         total.backward()
         self._update()
         self.dead.update(losses.activation_K > 0, self.config.batch)
         self.step += 1
         if revival == "resample" and self._resamples_now():
-            self._resample((h_BD - reconstruction_BD).detach())
+            self._resample(residual_BD)
         return losses
+
+    def _means(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The architecture's own terms over the global batch, detached."""
+        totals = {name: value.detach().clone() for name, value in terms.items()}
+        self.ranks.sum_(totals.values())
+        return {name: value / self.config.batch for name, value in totals.items()}
 
     def _update(self) -> None:
         """Sum gradients over ranks, project, clip, Adam, project."""
@@ -111,7 +121,7 @@ class Trainer:
             group["lr"] = learning_rate(self.step, self.total_steps, self.config)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        self.sae.normalise_features()
+        self.sae.project()
 
     def _resamples_now(self) -> bool:
         return self.step % self.config.resample_every == 0 and self.step <= (
@@ -184,7 +194,8 @@ def train(
         rank, world: this process among those that share each batch.
 
     Raises:
-        DataError: activations or loss are not finite. ArtifactError: a damaged or foreign checkpoint.
+        DataError: activations or loss are not finite. ArtifactError: a damaged or foreign checkpoint. ConfigError:
+            several ranks for an architecture whose batch cannot be spread.
     """
     ranks = Ranks(rank, world)
     trainer = Trainer(sae, config, reader.n_records, reader.n_labels, seed, ranks)
@@ -202,7 +213,8 @@ def train(
             save_checkpoint(checkpoint, trainer.step, trainer.tensors(),
                             trainer.state() | {"finished": finished, "stopped_early": stopped_early})
 
-    batches = islice(reader.batches(config.batch, seed, trainer.step, rank, world), trainer.total_steps - trainer.step)
+    stream = reader.batches(config.batch, seed, trainer.step, rank, world, together=sae.reads_pairs)
+    batches = islice(stream, trainer.total_steps - trainer.step)
     started, start_step = time.perf_counter(), trainer.step
     with progress("Training the dictionary", trainer.total_steps, done=trainer.step) as bar:
         for batch in () if finished else batches:
@@ -226,6 +238,7 @@ def train(
             if trainer.step % config.checkpoint_every == 0 and not last:
                 save()
     if not finished:
+        sae.conclude(reader, config.batch, seed)
         finished = True
         save()
     ranks.barrier()

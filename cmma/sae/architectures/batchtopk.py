@@ -1,0 +1,74 @@
+"""BatchTopK autoencoder (Bussmann et al. 2024)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cmma.modality import Modality
+from cmma.sae.architectures.base import SparseAutoencoder, TrainingPass
+from cmma.sae.architectures.standard import gaussian_threshold
+from cmma.sae.config import SAEConfig
+from cmma.sae.records import RecordBatch
+from cmma.sae.standardiser import Standardiser, modality_row
+
+
+class BatchTopK(SparseAutoencoder):
+    """In training the B·k largest positive pre-activations of a batch, elsewhere those above a running threshold.
+
+    The threshold is the moving mean of the smallest activation that was kept, so that a record's latents do not depend
+    on its company. With adaptive sparsity each modality has its own k and threshold.
+    """
+
+    whole_batch = True
+    threshold_M: Tensor
+
+    def __init__(
+        self, config: SAEConfig, d: int, standardiser: Standardiser, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__(config, d, standardiser, generator)
+        first = [gaussian_threshold(k, config.n_latents) for k in config.kept_latents()]
+        self.register_buffer("threshold_M", torch.tensor(first))
+
+    def activate(self, pre_BK: Tensor, modality_B: Tensor | None = None, latents_I: Tensor | None = None) -> Tensor:
+        """Keep what is above the threshold of the record's modality."""
+        threshold = self.threshold_M[modality_row(modality_B)]
+        return pre_BK * (pre_BK > (threshold if threshold.ndim == 0 else threshold[:, None]))
+
+    def training_pass(self, h_BD: Tensor, context_BCD: Tensor | None, batch: RecordBatch) -> TrainingPass:
+        """See `SparseAutoencoder.training_pass`; moves the threshold."""
+        latents_BK = self.keep_of_batch(self.pre_activations(h_BD, context_BCD, batch.modality_B), batch.modality_B)
+        return TrainingPass(latents_BK, self.reconstruct(latents_BK, batch.modality_B))
+
+    def keep_of_batch(self, pre_BK: Tensor, modality_B: Tensor) -> Tensor:
+        """The n·k largest of n records, zero elsewhere, and one step of the threshold."""
+        k_M = self.config.kept_latents()
+        if not self.config.adaptive_sparsity:
+            latents_BK, smallest = _largest_of_all(pre_BK, k_M[-1])
+            self._move_threshold(slice(None), smallest)
+            return latents_BK
+        latents_BK = torch.zeros_like(pre_BK)
+        for modality, k in enumerate(k_M):
+            row_R = (modality_B == modality).nonzero()[:, 0]
+            if len(row_R):
+                kept_RK, smallest = _largest_of_all(pre_BK[row_R], k)
+                latents_BK = latents_BK.index_copy(0, row_R, kept_RK)
+                self._move_threshold(slice(modality, modality + 1), smallest)
+        if not (modality_B == Modality.JOINT).any():  # no such records: it stands for "unknown"
+            self.threshold_M[Modality.JOINT] = self.threshold_M[: Modality.JOINT].mean()
+        return latents_BK
+
+    @torch.no_grad()
+    def _move_threshold(self, modalities: slice, smallest: Tensor) -> None:
+        moved_M = self.threshold_M.clone()
+        moved_M[modalities] = torch.lerp(smallest, moved_M[modalities], self.config.threshold_decay)
+        self.threshold_M.copy_(torch.where(smallest > 0, moved_M, self.threshold_M))
+
+
+def _largest_of_all(pre_RK: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The R·k largest positive numbers of [R, K], zero elsewhere; and the smallest of them, 0 if there is none."""
+    flat_N = pre_RK.flatten().relu()
+    values_n, kept_n = flat_N.topk(k * len(pre_RK), sorted=False)
+    positive_n = torch.where(values_n > 0, values_n, torch.inf)
+    smallest = positive_n.detach().amin()
+    return torch.zeros_like(flat_N).scatter(0, kept_n, values_n).view_as(pre_RK), smallest.nan_to_num(posinf=0.0)

@@ -1,0 +1,42 @@
+"""MGSAE: group sparsity over the codes of a pair (arXiv 2601.20028)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cmma.sae.architectures.base import TrainingPass
+from cmma.sae.architectures.topk import TopK, keep_largest, kept_latents
+from cmma.sae.pairs import find_pairs
+from cmma.sae.records import RecordBatch
+
+
+class GroupSparse(TopK):
+    """TopK with one dictionary and a price for latents that one record of a pair uses and the other does not.
+
+    The price is λ Σ_i √(z_i^v² + z_i^t²) over the latents of a pair (`lambda_group`): two latents of one record each
+    cost more than one latent in both. In training a random share of the latents (`mask`) is hidden from both records,
+    so that each has to make do without. The input biases of the modalities are the standardiser's means.
+    """
+
+    reads_pairs = True
+
+    def training_pass(self, h_BD: Tensor, context_BCD: Tensor | None, batch: RecordBatch) -> TrainingPass:
+        """See `SparseAutoencoder.training_pass`; the term `group` is the price."""
+        pairs = find_pairs(batch.sample_B, batch.modality_B)
+        pre_BK = self.pre_activations(h_BD, context_BCD, batch.modality_B)
+        hidden_BK = pseudo_random(batch, self.n_latents, pre_BK.device) < self.config.mask
+        hidden_BK[pairs.textual_P] = hidden_BK[pairs.visual_P]
+        latents_BK = keep_largest(
+            pre_BK.masked_fill(hidden_BK, torch.finfo(pre_BK.dtype).min), kept_latents(self, batch.modality_B))
+        both_PK = latents_BK[pairs.visual_P].square() + latents_BK[pairs.textual_P].square()
+        # √0 has no gradient; a latent that neither record uses costs nothing.
+        norm = both_PK.where(both_PK > 0, 1.0).sqrt().where(both_PK > 0, 0.0).sum()
+        terms = {"group": self.config.lambda_group * norm}
+        return TrainingPass(latents_BK, self.reconstruct(latents_BK, batch.modality_B), terms=terms)
+
+
+def pseudo_random(batch: RecordBatch, n_latents: int, device: torch.device) -> Tensor:
+    """Uniform numbers [B, K] that are a function of the batch's samples: a resumed run draws the same again."""
+    seed = int((batch.sample_B.cpu().double() * torch.arange(1, len(batch) + 1)).sum()) & (2**62 - 1)
+    return torch.rand(len(batch), n_latents, generator=torch.Generator(device).manual_seed(seed), device=device)

@@ -1,0 +1,23 @@
+"""Where a dictionary is imported from. No torch, no Hydra."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cmma.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """A dictionary that somebody else trained, as `cmma import-sae` reads it."""
+
+    source: str = ""
+    """Folder, or repository on the Hugging Face hub (owner/name)."""
+    subfolder: str = ""
+    """Folder inside the source, where it holds several dictionaries: `layers.24`."""
+    revision: str | None = None
+    """Branch, tag or commit of the repository; a commit pins it."""
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            raise ConfigError("source= is missing: name a folder or a repository on the hub (owner/name)")
