@@ -150,7 +150,7 @@ def blip_job(vision: Recipe, questions: Recipe) -> Job:
 
     return Job(
         name="toy_blip", build=build_model, stages={"vision": vision, "questions": questions}, train=train_both,
-        save=save_folder, measure=measure, notes={"question_kinds": WEIGHTS, "questions_per_image": QUESTIONS},
+        store=save_folder, measure=measure, notes={"question_kinds": WEIGHTS, "questions_per_image": QUESTIONS},
     )  # fmt: skip
 
 

@@ -120,7 +120,7 @@ def _job(name: str, width: int, layers: int, vision: Recipe, contrast: Recipe) -
 
     return Job(
         name=name, build=lambda seed: build_model(seed, config), stages={"vision": vision, "contrast": contrast},
-        train=train_both, save=lambda model, folder: save_folder(model, config, folder), measure=measure,
+        train=train_both, store=lambda model, folder: save_folder(model, config, folder), measure=measure,
     )  # fmt: skip
 
 

@@ -41,7 +41,8 @@ class Job:
         stages: recipe of every training stage.
         train: (model, folder for checkpoints, seed, preview) → minutes per stage. Trains in place on the device that
             the model is on, and goes on from the checkpoints that it finds in the folder.
-        save: (model, folder): write a checkpoint folder that the model's own library loads; complete or absent.
+        store: (model, folder): write a checkpoint folder that the model's own library loads; complete or absent. Not
+            called `save`: nnsight gives every object a `save`, which a dataclass then takes for a default.
         measure: (folder, quick) → metrics by group, from the stored weights, through that library.
         notes: what else belongs in `recipe.json`.
     """
@@ -50,7 +51,7 @@ class Job:
     build: Callable[[int], Any]
     stages: Mapping[str, Recipe]
     train: Callable[[Any, Path, int, Callable[[], None]], dict[str, float]]
-    save: Callable[[Any, Path], None]
+    store: Callable[[Any, Path], None]
     measure: Callable[[Path, bool], dict[str, dict[str, Estimate]]]
     notes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -73,12 +74,12 @@ def train_model(job: Job, out: Path, seed: int, device: str = "cpu") -> Path:
     parameters = sum(weight.numel() for weight in model.parameters())
 
     def preview() -> None:
-        job.save(model, out / "preview")
+        job.store(model, out / "preview")
         measure(job, out / "preview", quick=True)
 
     minutes = job.train(model, out, seed, preview)
     weights = out / "weights"
-    job.save(model, weights)
+    job.store(model, weights)
     recipe = {
         "seed": seed, "parameters": parameters,
         "stages": {name: asdict(stage) for name, stage in job.stages.items()}, **job.notes,

@@ -69,7 +69,7 @@ def _job(name: str, width: int, vision: Recipe, turns: Recipe) -> Job:
 
     return Job(
         name=name, build=lambda seed: build_model(seed, build_config(width=width)),
-        stages={"vision": vision, "turns": turns}, train=train_both, save=save_folder, measure=measure,
+        stages={"vision": vision, "turns": turns}, train=train_both, store=save_folder, measure=measure,
         notes={"question_kinds": KIND_WEIGHTS},
     )  # fmt: skip
 

@@ -189,7 +189,7 @@ def sd_job(autoencoder: Recipe, prompts: Recipe, diffusion: Recipe, n_scenes: in
         }
 
     return Job(
-        name="toy_sd", build=build_model, train=train_all, save=save_folder, measure=measure,
+        name="toy_sd", build=build_model, train=train_all, store=save_folder, measure=measure,
         stages={"autoencoder": autoencoder, "prompts": prompts, "diffusion": diffusion},
         notes={
             "kl_weight": KL_WEIGHT, "square_weight": SQUARE_WEIGHT, "label_weight": LABEL_WEIGHT, "scenes": n_scenes,
