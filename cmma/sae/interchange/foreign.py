@@ -48,15 +48,17 @@ class Foreign:
             ArtifactError: shapes that do not belong together, or values that are not finite. `path` is named.
         """
         n_latents, d = self.W_enc_KD.shape
-        # Ours subtracts b_pre: W(x − b) + (c + W b) is W x + c.
-        b_enc_K = self.b_enc_K.double() if self.subtracts else (
-            self.b_enc_K.double() + self.W_enc_KD.double() @ self.b_dec_D.double())
+        # Ours subtracts b_pre: W(x − b) + (c + W b) is W x + c. A gated encoder has a second bias, of e^r W x.
+        shift_K = self.W_enc_KD.double() @ self.b_dec_D.double() * (not self.subtracts)
+        biases = {"b_enc": self.b_enc_K.double() + shift_K}
+        if self.arch == "gated":
+            biases["b_mag"] = self.more["b_mag"].double() + self.more["r_mag"].double().exp() * shift_K
         try:
             config = preset(self.arch, n_latents=n_latents, **({} if self.k is None else {"k": self.k}))
         except ConfigError as error:
             raise ArtifactError(f"{path}: {error}") from error
         standardiser = Standardiser.identity((d,))
-        tensors = {"W_enc": self.W_enc_KD, "W_dec": self.W_dec_KD, "b_enc": b_enc_K, "b_pre": self.b_dec_D, **self.more}
+        tensors = {"W_enc": self.W_enc_KD, "W_dec": self.W_dec_KD, "b_pre": self.b_dec_D, **self.more, **biases}
         tensors |= {f"standardiser.{name}": value for name, value in standardiser.state_dict().items()}
         with torch.device("meta"):
             sae = CLASSES[self.arch](config, d, Standardiser.identity((d,)))
