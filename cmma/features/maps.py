@@ -62,7 +62,7 @@ def logit_effects(
     The direction, that of textual records, has norm one, so values compare within a feature, not across layers.
 
     Returns:
-        `layer, feature, sign` ("+" or "-"), `rank, token, value`; None for a model whose records are not read out directly.
+        `layer, feature, sign` ("+" or "-"), `rank, token, value`; None where records are not read out directly.
     """
     unembedding = model.unembedding()
     if unembedding is None:
