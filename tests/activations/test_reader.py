@@ -91,3 +91,11 @@ def test_another_layer_and_a_truncated_shard_are_refused_by_name(artifact):
     shard.write_bytes(shard.read_bytes()[:-8])
     with pytest.raises(ArtifactError, match=r"r00000-000002\.safetensors"):
         list(reader.held_out(8))
+
+
+def test_samples_stay_together_for_who_reads_pairs(artifact):
+    reader = ShardReader(artifact, 3, buffer_shards=5)
+    records = next(iter(reader.batches(reader.n_records, seed=1, together=True)))
+    assert records.sample_B.unique_consecutive().numel() == records.sample_B.unique().numel()
+    plain = next(iter(reader.batches(reader.n_records, seed=1)))
+    assert sorted(plain.sample_B.tolist()) == sorted(records.sample_B.tolist())

@@ -245,7 +245,7 @@ def test_sources_that_are_not_there_are_named(tmp_path, monkeypatch):
         with pytest.raises(ArtifactError, match=message):
             load_sae(source, **more)
     with pytest.raises(ConfigError, match="source= is missing"):
-        ImportConfig()
+        import_sae(ImportConfig())
     with pytest.raises(ArtifactError, match="records of width 16, and those of this model and layer have width 24"):
         import_sae(ImportConfig(str(DATA / SPARSIFY)), width=24)
 

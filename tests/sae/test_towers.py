@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cmma.errors import ConfigError, DataError
+from cmma.hooks import Where
 from cmma.modality import Modality
 from cmma.sae.architectures.registry import build_sae
 from cmma.sae.architectures.towers import TowerStandardiser
@@ -271,3 +272,14 @@ def test_matching_needs_pairs():
     sae = build_sae(preset("separate_matched", n_latents=K, k=TOP), D, Standardiser.fit(reader))
     with pytest.raises(DataError, match="same sample"):
         sae.conclude(reader, 20, 0)
+
+
+@pytest.mark.parametrize("modality", [Modality.VISUAL, Modality.TEXTUAL])
+def test_an_intervention_writes_the_features_of_the_tokens_modality(modality):
+    sae, acts_ND = dictionary("msae_decoders"), paired().acts_BD
+    code_N = torch.full((len(acts_ND),), int(modality), dtype=torch.int8)
+    where = Where(torch.arange(len(acts_ND)), torch.zeros(len(acts_ND), dtype=torch.int64), 0)
+    edited_ND = sae.edit(ablate=[3]).fn(acts_ND, code_N, where)
+    removed_N1 = sae.encode(acts_ND, code_N)[:, 3:4]
+    assert removed_N1.max() > 0
+    torch.testing.assert_close(edited_ND, acts_ND - removed_N1 * sae.directions(modality)[3])

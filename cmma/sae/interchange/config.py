@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cmma.errors import ConfigError
-
 
 @dataclass(frozen=True)
 class ImportConfig:
     """A dictionary that somebody else trained, as `cmma import-sae` reads it."""
 
     source: str = ""
-    """Folder, or repository on the Hugging Face hub (owner/name)."""
+    """Folder, or repository on the Hugging Face hub (owner/name); empty: nothing is imported."""
     subfolder: str = ""
     """Folder inside the source, where it holds several dictionaries: `layers.24`."""
     revision: str | None = None
     """Branch, tag or commit of the repository; a commit pins it."""
-
-    def __post_init__(self) -> None:
-        if not self.source:
-            raise ConfigError("source= is missing: name a folder or a repository on the hub (owner/name)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cmma.errors import ArtifactError
+from cmma.errors import ArtifactError, ConfigError
 from cmma.sae.architectures.base import SparseAutoencoder
 from cmma.sae.interchange import dictionary_learning, saelens, sparsify
 from cmma.sae.interchange.config import ImportConfig
@@ -61,8 +61,10 @@ def import_sae(config: ImportConfig, width: int | None = None, device: str = "cp
         device: where the weights go.
 
     Raises:
-        ArtifactError: as `load_sae`, or records of another width.
+        ConfigError: no source. ArtifactError: as `load_sae`, or records of another width.
     """
+    if not config.source:
+        raise ConfigError("source= is missing: name a folder or a repository on the hub (owner/name)")
     sae = load_sae(config.source, device, subfolder=config.subfolder, revision=config.revision)
     if width is not None and sae.d != width:
         raise ArtifactError(f"{config.source} reads records of width {sae.d}, and those of this model and layer have "
