@@ -13,7 +13,7 @@ _HOME = {
     "ActivationReader": "records", "RecordBatch": "records", "TensorReader": "records", "rank_slice": "records",
     "Standardiser": "standardiser",
     "SAEOutput": "architectures.base", "SparseAutoencoder": "architectures.base", "build_sae": "architectures.registry",
-    "Trainer": "training.trainer", "TrainResult": "training.trainer", "train": "training.trainer",
+    "Trainer": "training.trainer", "TrainResult": "training.loop", "train": "training.loop",
     "SAEMetrics": "metrics", "evaluate_sae": "metrics",
     "load_sae": "interchange.load", "save_sae": "io",
     "ImportConfig": "interchange.config", "import_sae": "interchange.load",

@@ -10,7 +10,7 @@ from cmma.sae.architectures.registry import build_sae
 from cmma.sae.io import save_sae
 from cmma.sae.metrics import evaluate_sae
 from cmma.sae.standardiser import Standardiser
-from cmma.sae.training.trainer import train
+from cmma.sae.training.loop import train
 from cmma.stages.metrics_log import MetricsLog
 from cmma.stages.runner import Stage
 

@@ -14,8 +14,9 @@ from cmma.sae.config import ARCHITECTURES, COUNTED, OptimConfig, preset
 from cmma.sae.io import save_sae
 from cmma.sae.records import TensorReader
 from cmma.sae.standardiser import Standardiser
+from cmma.sae.training.loop import train
 from cmma.sae.training.parallel import Ranks
-from cmma.sae.training.trainer import Trainer, train
+from cmma.sae.training.trainer import Trainer
 
 D, K = 8, 24
 EVERYTHING = {

@@ -19,7 +19,8 @@ from cmma.sae.architectures.registry import build_sae
 from cmma.sae.config import OptimConfig, preset
 from cmma.sae.standardiser import Standardiser
 from cmma.sae.training.checkpoint import load_checkpoint, save_checkpoint
-from cmma.sae.training.trainer import Trainer, train
+from cmma.sae.training.loop import train
+from cmma.sae.training.trainer import Trainer
 
 WORKER = Path(__file__).with_name("worker.py")
 

@@ -18,7 +18,7 @@ from cmma.sae.config import OptimConfig, preset
 from cmma.sae.pairs import find_pairs
 from cmma.sae.records import RecordBatch, TensorReader
 from cmma.sae.standardiser import Standardiser
-from cmma.sae.training.trainer import train
+from cmma.sae.training.loop import train
 
 D, K, TOP, P = 6, 24, 4, 15
 PAIR_VIEWS = (6, 5)

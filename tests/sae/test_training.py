@@ -15,8 +15,9 @@ from cmma.sae.metrics import evaluate_sae
 from cmma.sae.records import TensorReader, generator
 from cmma.sae.standardiser import Standardiser
 from cmma.sae.training.dead import DeadLatents, auxk_error, resample
+from cmma.sae.training.loop import train
 from cmma.sae.training.parallel import Ranks
-from cmma.sae.training.trainer import Trainer, learning_rate, train
+from cmma.sae.training.trainer import Trainer, learning_rate
 
 
 def test_the_learning_rate_warms_up_and_falls_as_a_cosine():

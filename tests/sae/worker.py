@@ -18,7 +18,7 @@ from cmma.sae.config import OptimConfig, preset
 from cmma.sae.io import save_sae
 from cmma.sae.records import TensorReader
 from cmma.sae.standardiser import Standardiser
-from cmma.sae.training.trainer import train
+from cmma.sae.training.loop import train
 
 OPTIM = OptimConfig(lr=1e-3, batch=50, steps=40, warmup=5, evaluate_every=7, checkpoint_every=6, log_every=1,
                     patience=30, dead_after=150, resample_every=10)

@@ -1,46 +1,22 @@
-"""Training a dictionary on activation records (paper, section 3.1.1)."""
+"""One optimiser step on a dictionary, and the whole state of a training run (paper, section 3.1.1)."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from itertools import islice
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cmma.console import progress
-from cmma.errors import ArtifactError, ConfigError, DataError
-from cmma.modality import Modality
+from cmma.errors import ArtifactError, ConfigError
 from cmma.sae.architectures.base import SparseAutoencoder
 from cmma.sae.config import OptimConfig
-from cmma.sae.metrics import SAEMetrics, measure
 from cmma.sae.objective.objective import Losses, Objective
-from cmma.sae.records import ActivationReader, RecordBatch, generator
-from cmma.sae.training.checkpoint import clean, load_checkpoint, save_checkpoint
+from cmma.sae.records import RecordBatch, generator
 from cmma.sae.training.dead import DeadLatents, auxk_error, resample
 from cmma.sae.training.parallel import Ranks
-
-Log = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """How a training run ended."""
-
-    steps: int
-    """Optimiser steps done."""
-    epochs: float
-    """Passes over the training records."""
-    stopped_early: bool
-    """True when patience ran out before the last step."""
-    best_fvu: float
-    """Lowest held-out FVU at any evaluation. The weights kept are the last: those of the lowest FVU would be the
-    least sparse ones."""
 
 
 def learning_rate(step: int, total_steps: int, config: OptimConfig) -> float:
@@ -173,101 +149,6 @@ class Trainer:
         self.step = state["step"]
         self.best_fvu = math.inf if state["best_fvu"] is None else state["best_fvu"]
         self.evaluations_without_gain = state["evaluations_without_gain"]
-
-
-def train(
-    sae: SparseAutoencoder, reader: ActivationReader, config: OptimConfig, checkpoint: Path,
-    log: Log = lambda metrics: None, seed: int = 0, rank: int = 0, world: int = 1,
-) -> TrainResult:
-    """Train `sae` in place, resuming from `checkpoint` if it holds an unfinished run.
-
-    A run killed at any instant and started again ends in the same weights, bit for bit on CPU with the same number of
-    threads. Over several ranks (an initialised process group) it ends within rounding of one process.
-
-    Args:
-        sae: from `build_sae`; on a resumed run its weights are overwritten.
-        reader: the records.
-        config: optimiser, schedule, stopping.
-        checkpoint: folder of the checkpoints, shared by all ranks; rank 0 writes.
-        log: called on rank 0 with plain numbers and a `step`. A resumed run logs the steps since its checkpoint again.
-        seed: of the order of the records and of resampling.
-        rank, world: this process among those that share each batch.
-
-    Raises:
-        DataError: activations or loss are not finite. ArtifactError: a damaged or foreign checkpoint. ConfigError:
-            several ranks for an architecture whose batch cannot be spread.
-    """
-    ranks = Ranks(rank, world)
-    trainer = Trainer(sae, config, reader.n_records, reader.n_labels, seed, ranks)
-    if rank == 0:
-        clean(checkpoint)
-    finished, stopped_early = False, False
-    found = load_checkpoint(checkpoint, device=str(sae.W_enc.device))
-    if found:
-        trainer.restore(*found)
-        finished, stopped_early = found[1]["finished"], found[1]["stopped_early"]
-    ranks.barrier()  # nobody may write before all have read
-
-    def save() -> None:
-        if rank == 0:
-            save_checkpoint(checkpoint, trainer.step, trainer.tensors(),
-                            trainer.state() | {"finished": finished, "stopped_early": stopped_early})
-
-    stream = reader.batches(config.batch, seed, trainer.step, rank, world, together=sae.reads_pairs)
-    batches = islice(stream, trainer.total_steps - trainer.step)
-    started, start_step = time.perf_counter(), trainer.step
-    with progress("Training the dictionary", trainer.total_steps, done=trainer.step) as bar:
-        for batch in () if finished else batches:
-            losses = trainer.advance(batch.to(sae.W_enc.device))
-            bar.advance()
-            last = trainer.step == trainer.total_steps
-            if trainer.step % config.log_every == 0 or last:
-                rate = (trainer.step - start_step) * config.batch / (time.perf_counter() - started)
-                metrics = _step_metrics(trainer, losses, reader.n_records) | {"records_per_second": rate}
-                bar.note(f"error {metrics['squared_error']:.3g}  L0 {metrics['l0_visual']:.0f} visual "
-                         f"{metrics['l0_textual']:.0f} textual")
-                if rank == 0:
-                    log(metrics)
-            if trainer.step % config.evaluate_every == 0 or last:
-                held_out = held_out_metrics(sae, reader, config.batch, ranks)
-                if rank == 0:
-                    log({"step": trainer.step, **{f"held_out/{name}": value for name, value in held_out.items()}})
-                stopped_early = trainer.note_evaluation(held_out["fvu"]) and not last
-            if stopped_early:
-                break
-            if trainer.step % config.checkpoint_every == 0 and not last:
-                save()
-    if not finished:
-        sae.conclude(reader, config.batch, seed)
-        finished = True
-        save()
-    ranks.barrier()
-    return TrainResult(trainer.step, trainer.step * config.batch / reader.n_records, stopped_early, trainer.best_fvu)
-
-
-def held_out_metrics(
-    sae: SparseAutoencoder, reader: ActivationReader, batch_size: int, ranks: Ranks
-) -> dict[str, float]:
-    """`SAEMetrics.summary` over the held-out records; each rank measures its share of the batches."""
-    metrics: SAEMetrics = measure(sae, islice(reader.held_out(batch_size), ranks.rank, None, ranks.world))
-    ranks.sum_(metrics.buffers())
-    return metrics.summary()
-
-
-def _step_metrics(trainer: Trainer, losses: Losses, n_records: int) -> dict[str, Any]:
-    terms = {name: float(value) for name, value in losses.terms.items()}
-    if not all(math.isfinite(value) for value in terms.values()):
-        raise DataError(f"the loss is not finite at step {trainer.step}: lower optim.lr, or look for broken records "
-                        "with `cmma verify`")
-    metrics: dict[str, Any] = {
-        "step": trainer.step, "epoch": trainer.step * trainer.config.batch / n_records,
-        "lr": learning_rate(trainer.step - 1, trainer.total_steps, trainer.config), **terms,
-        "dead": len(trainer.dead.indices()),
-    }
-    for m in (Modality.VISUAL, Modality.TEXTUAL, Modality.JOINT):
-        metrics[f"l0_{m.name.lower()}"] = float(losses.l0_M[m])
-        metrics[f"lambda1_{m.name.lower()}"] = float(trainer.objective.lambda1_M[m])
-    return metrics
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
