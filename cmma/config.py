@@ -19,6 +19,7 @@ from cmma.cmig.config import CMIGConfig
 from cmma.errors import ConfigError
 from cmma.models.spec import ModelSpec
 from cmma.sae.config import OptimConfig, SAEConfig
+from cmma.sae.interchange.config import ImportConfig
 
 
 @dataclass(frozen=True)
@@ -240,6 +241,7 @@ class Config:
     activations: ActivationsConfig = field(default_factory=ActivationsConfig)
     sae: SAEConfig = field(default_factory=SAEConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    imported: ImportConfig = field(default_factory=ImportConfig)
     interpret: InterpretConfig = field(default_factory=InterpretConfig)
     trace: TraceConfig = field(default_factory=TraceConfig)
     intervention: InterventionConfig = field(default_factory=InterventionConfig)
