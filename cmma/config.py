@@ -258,7 +258,9 @@ class Config:
     def layers(self) -> list[int]:
         """The layers that are cached, resolved against the model's depth. Raises ConfigError when out of range."""
         depth = self.model.n_layers
-        layers = self.activations.layers or self.model.cached_layers
+        layers = self.model.cached_layers if self.activations.layers is None else self.activations.layers
+        if layers == []:
+            raise ConfigError("activations.layers is empty; name layers, or leave it null for the model's own choice")
         if layers is None:
             layers = sorted({max(0, round(depth * share) - 1) for share in (0.25, 0.5, 0.75)})
         for layer in layers:
