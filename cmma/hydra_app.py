@@ -7,12 +7,15 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from cmma.errors import CmmaError, ConfigError
 
 if TYPE_CHECKING:
     from cmma.config import Config
+
+Job: TypeAlias = "tuple[Config, list[str]]"
+"""A configuration, and the words that the user typed for it."""
 
 _FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--config-name", "-cn", "--config-path",
                      "-cp", "--experimental-rerun")
@@ -59,15 +62,21 @@ def _hydra_main(stage: str, arguments: list[str]) -> None:
 
     ConfigStore.instance().store(name="schema", node=schema())
 
+    jobs: list[Job] = []
     failures: list[CmmaError] = []
 
     def job(composed: DictConfig) -> None:
         if failures:  # an earlier job of a sweep
             return
         try:
-            _run(stage, to_config(composed))
+            found = to_config(composed), _typed_words()
         except CmmaError as error:  # kept from Hydra, which would announce it in its own words
             failures.append(error)
+            return
+        if _runs_elsewhere():
+            _run(stage, [found])
+        else:  # Hydra composes all jobs of a sweep before the first one starts
+            jobs.append(found)
 
     completing = "-sc" in arguments or "--shell-completion" in arguments
     arguments = [_full_word(stage, word) for word in arguments]
@@ -75,26 +84,45 @@ def _hydra_main(stage: str, arguments: list[str]) -> None:
     hydra.main(config_path=str(config_dir()), config_name=stage, version_base="1.3")(job)()
     if failures:
         raise failures[0]
+    _run(stage, jobs)
 
 
-def _run(stage: str, config: Config) -> None:
+def _typed_words() -> list[str]:
     from hydra.core.hydra_config import HydraConfig
 
-    overrides = [word for word in HydraConfig.get().overrides.task if not word.startswith("run.")]
-    if stage == "benchmark":
-        from cmma.stages.benchmark import run
+    return [word for word in HydraConfig.get().overrides.task if not word.startswith("run.")]
 
-        run(config)
-    elif stage == "run":
-        from cmma.stages.chain import run_chain
 
-        run_chain(config, overrides)
-    elif stage == "import-sae" and not config.imported.source:
-        raise ConfigError("import-sae needs source=FOLDER, or source=OWNER/NAME for a repository on the hub")
-    else:
-        from cmma.stages.runner import run_stage
+def _runs_elsewhere() -> bool:
+    """A launcher takes the jobs of a sweep to other processes."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
-        run_stage("train-sae" if stage == "import-sae" else stage, config, overrides)
+    hydra = HydraConfig.get()
+    return hydra.mode == RunMode.MULTIRUN and not hydra.launcher._target_.endswith(".BasicLauncher")
+
+
+def _run(stage: str, jobs: list[Job]) -> None:
+    if stage == "train-sae" and len(jobs) > 1:
+        from cmma.stages.sweep import run_sweep
+
+        run_sweep(jobs)
+        return
+    for config, words in jobs:
+        if stage == "benchmark":
+            from cmma.stages.benchmark import run
+
+            run(config)
+        elif stage == "run":
+            from cmma.stages.chain import run_chain
+
+            run_chain(config, words)
+        elif stage == "import-sae" and not config.imported.source:
+            raise ConfigError("import-sae needs source=FOLDER, or source=OWNER/NAME for a repository on the hub")
+        else:
+            from cmma.stages.runner import run_stage
+
+            run_stage("train-sae" if stage == "import-sae" else stage, config, words)
 
 
 def _full_word(stage: str, word: str) -> str:

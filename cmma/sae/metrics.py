@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -115,16 +115,22 @@ class SAEMetrics(nn.Module):
         return result
 
 
-@torch.no_grad()
 def measure(sae: SparseAutoencoder, batches: Iterable[RecordBatch]) -> SAEMetrics:
     """The sums over all batches; `evaluate_sae` for the numbers alone."""
-    device = sae.W_enc.device
-    metrics = SAEMetrics(sae.d, sae.n_latents).to(device)
+    return measure_together([sae], batches)[0]
+
+
+@torch.no_grad()
+def measure_together(saes: Sequence[SparseAutoencoder], batches: Iterable[RecordBatch]) -> list[SAEMetrics]:
+    """The sums of several dictionaries on one device over all batches, which are read once."""
+    device = saes[0].W_enc.device
+    measured = [SAEMetrics(sae.d, sae.n_latents).to(device) for sae in saes]
     for batch in batches:
         records = batch.to(device)
-        out = sae(records.acts_BD, records.modality_B, records.context_BCD)
-        metrics.update(records.acts_BD, out.reconstruction_BD, out.latents_BK, records.modality_B)
-    return metrics
+        for sae, metrics in zip(saes, measured, strict=True):
+            out = sae(records.acts_BD, records.modality_B, records.context_BCD)
+            metrics.update(records.acts_BD, out.reconstruction_BD, out.latents_BK, records.modality_B)
+    return measured
 
 
 def evaluate_sae(sae: SparseAutoencoder, batches: Iterable[RecordBatch]) -> dict[str, float]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from cmma.activations.reader import ShardReader
+from cmma.errors import CmmaError
 from cmma.sae.architectures.base import SparseAutoencoder
 from cmma.sae.architectures.registry import build_sae
 from cmma.sae.interchange.load import import_sae
 from cmma.sae.io import save_sae
-from cmma.sae.metrics import evaluate_sae
+from cmma.sae.metrics import evaluate_sae, measure_together
 from cmma.sae.standardiser import Standardiser
-from cmma.sae.training.loop import train
+from cmma.sae.training.loop import train_together
+from cmma.sae.training.parallel import Ranks
+from cmma.sae.training.run import Run
 from cmma.stages.metrics_log import MetricsLog
 from cmma.stages.runner import Stage
 
@@ -22,25 +28,49 @@ _IMPORTED_BATCH = 2048
 
 def run(stage: Stage) -> dict[str, Any]:
     """Train or import, save and evaluate on held-out samples; summary: FVU, L0 per modality, dead fraction, …"""
-    reader = ShardReader(stage.parents["cache-activations"], stage.config.sae_layer())
-    return import_dictionary(stage, reader) if stage.config.imported.source else train_dictionary(stage, reader)
+    if stage.config.imported.source:
+        return import_dictionary(stage)
+    (outcome,) = train_dictionaries([stage])
+    if isinstance(outcome, CmmaError):
+        raise outcome
+    return outcome
 
 
-def train_dictionary(stage: Stage, reader: ShardReader) -> dict[str, Any]:
-    """Train the configured architecture; rank 0 saves."""
+def train_dictionaries(stages: Sequence[Stage]) -> list[dict[str, Any] | CmmaError]:
+    """Train the dictionaries of several configurations on one pass (`cmma.stages.passes`); rank 0 saves.
+
+    Returns:
+        The summary of each, or why it could not be trained; the others are trained all the same.
+    """
+    reader = _reader(stages[0])
+    standardiser = Standardiser.fit(reader)
+    with ExitStack() as logs:
+        runs = [_run(stage, reader, copy.deepcopy(standardiser), logs) for stage in stages]
+        train_together(runs)
+    if stages[0].rank != 0:
+        return [run.failure or {} for run in runs]
+    trained = [run.sae for run in runs if not run.failure]
+    measured = iter(measure_together(trained, reader.held_out(stages[0].config.optim.batch)) if trained else [])
+    outcomes: list[dict[str, Any] | CmmaError] = []
+    for stage, run in zip(stages, runs, strict=True):
+        if run.failure:
+            outcomes.append(run.failure)
+            continue
+        save_sae(run.sae, stage.artifact.folder)
+        shutil.rmtree(stage.artifact.path("checkpoint"), ignore_errors=True)
+        outcomes.append({**_facts(run.sae, stage), "seed": stage.config.seed, **next(measured).summary()})
+    return outcomes
+
+
+def _run(stage: Stage, reader: ShardReader, standardiser: Standardiser, logs: ExitStack) -> Run:
     config, artifact = stage.config, stage.artifact
-    sae = build_sae(config.sae, reader.width, Standardiser.fit(reader), config.seed).to(stage.device)
-    with MetricsLog(artifact.path("metrics.jsonl"), config, stage.rank) as log:
-        train(sae, reader, config.optim, artifact.path("checkpoint"), log, config.seed, stage.rank, stage.world)
-    if stage.rank != 0:
-        return {}
-    save_sae(sae, artifact.folder)
-    shutil.rmtree(artifact.path("checkpoint"), ignore_errors=True)
-    measured = evaluate_sae(sae, reader.held_out(config.optim.batch))
-    return {**_facts(sae, config.sae_layer()), "seed": config.seed, **measured}
+    sae = build_sae(config.sae, reader.width, standardiser, config.seed).to(stage.device)
+    log = logs.enter_context(MetricsLog(artifact.path("metrics.jsonl"), config, stage.rank))
+    ranks = Ranks(stage.rank, stage.world)
+    return Run(sae, reader, config.optim, artifact.path("checkpoint"), log, config.seed, ranks)
 
 
-def import_dictionary(stage: Stage, reader: ShardReader) -> dict[str, Any]:
+def import_dictionary(stage: Stage) -> dict[str, Any]:
     """Take over the dictionary that `imported` names; rank 0 does it.
 
     Raises:
@@ -48,16 +78,20 @@ def import_dictionary(stage: Stage, reader: ShardReader) -> dict[str, Any]:
     """
     if stage.rank != 0:
         return {}
-    imported = stage.config.imported
+    imported, reader = stage.config.imported, _reader(stage)
     sae = import_sae(imported, reader.blocks, stage.device)
     save_sae(sae, stage.artifact.folder)
     measured = evaluate_sae(sae, reader.held_out(_IMPORTED_BATCH))
     source = "/".join(part for part in (imported.source, imported.subfolder) if part)
-    return {**_facts(sae, stage.config.sae_layer()), "source": source, "revision": imported.revision, **measured}
+    return {**_facts(sae, stage), "source": source, "revision": imported.revision, **measured}
 
 
-def _facts(sae: SparseAutoencoder, layer: int) -> dict[str, Any]:
+def _reader(stage: Stage) -> ShardReader:
+    return ShardReader(stage.parents["cache-activations"], stage.config.sae_layer())
+
+
+def _facts(sae: SparseAutoencoder, stage: Stage) -> dict[str, Any]:
     return {
-        "arch": sae.config.arch, "layer": layer, "n_latents": sae.n_latents, "width": sae.d,
+        "arch": sae.config.arch, "layer": stage.config.sae_layer(), "n_latents": sae.n_latents, "width": sae.d,
         "expansion": sae.n_latents / sae.d,
     }

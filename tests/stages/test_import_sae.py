@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -15,11 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from cmma.artifacts.store import Artifact, list_artifacts
-from cmma.cli import dispatch
 from cmma.models.spec import model_folder
+from cmma.sae import preset, save_saelens
+from cmma.sae.architectures.registry import build_sae
+from cmma.sae.standardiser import Standardiser
 
-REPOSITORY = Path(__file__).parents[2]
-FOREIGN = REPOSITORY / "tests" / "sae" / "data" / "sparsify"
+SPARSIFY = Path(__file__).parents[1] / "sae" / "data" / "sparsify"
 WIDTH, N_LATENTS = 32, 48
 TINY = [
     "model.weights=random", "model.architecture=llava-tiny", "model.n_layers=4", "activations.layers=[1]",
@@ -39,43 +37,24 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def saelens_save(tmp_path_factory) -> Path:
-    """What SAELens itself saves."""
-    saes = pytest.importorskip("sae_lens.saes", reason="SAELens is a development dependency")
+    """A TopK dictionary as SAELens saves it; `tests/sae` reads saves of its own with SAELens and ours."""
+    sae = build_sae(preset("topk", n_latents=N_LATENTS, k=8), WIDTH, Standardiser.identity((WIDTH,)))
     torch.manual_seed(0)
-    peer = saes.TopKSAE(saes.TopKSAEConfig(d_in=WIDTH, d_sae=N_LATENTS, k=8))
     with torch.no_grad():
-        for parameter in peer.parameters():
+        for parameter in sae.parameters():
             parameter.copy_(torch.randn(parameter.shape) * WIDTH**-0.5)
-    folder = tmp_path_factory.mktemp("saelens")
-    peer.save_model(folder)
+    folder = tmp_path_factory.mktemp("saelens") / "save"
+    save_saelens(sae, folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory, saelens_save) -> Path:
+def outputs(tmp_path_factory, command, saelens_save) -> Path:
     """Outputs of a chain whose dictionary is imported."""
     folder = tmp_path_factory.mktemp("outputs")
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "CMMA_OUTPUTS": str(folder)}
-    done = subprocess.run(
-        [sys.executable, "-m", "cmma.cli", "run", *TINY, f"imported.source={saelens_save}"], cwd=folder,
-        env=environment, capture_output=True, text=True, check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    status, printed = command(folder, "run", *TINY, f"imported.source={saelens_save}")
+    assert status == 0, printed
     return folder
-
-
-@pytest.fixture
-def cmma(outputs, monkeypatch, capfd):
-    """Run a command in this process: its exit status and what it printed."""
-    monkeypatch.setattr(sys, "argv", ["cmma"])
-    monkeypatch.setenv("CMMA_OUTPUTS", str(outputs))
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-
-    def run(*words: str) -> tuple[int, str]:
-        status = dispatch(list(words))
-        return status, "".join(capfd.readouterr())
-
-    return run
 
 
 def dictionary(outputs: Path) -> Artifact:
@@ -107,26 +86,26 @@ def test_it_computes_what_saelens_computes_and_is_measured_on_held_out_records(o
     assert summary["dead_fraction"] == pytest.approx(float((latents_NK == 0).all(0).float().mean()))
 
 
-def test_its_own_name_and_its_place_do_not_matter(outputs, saelens_save, tmp_path, cmma):
+def test_its_own_name_and_its_place_do_not_matter(outputs, saelens_save, tmp_path, command):
     """`import-sae source=` is the same artifact; so is a copy of the files, whatever `optim` and `sae` say."""
     key = dictionary(outputs).key
     moved = shutil.copytree(saelens_save, tmp_path / "moved")
     for words in (["import-sae", f"source={saelens_save}"], ["import-sae", f"source={moved}"],
                   ["train-sae", f"imported.source={tmp_path}", "imported.subfolder=moved", "optim.lr=1", "sae=topk"]):
-        status, printed = cmma(words[0], *TINY, *words[1:])
+        status, printed = command(outputs, words[0], *TINY, *words[1:])
         assert (status, printed.split()[:4]) == (0, ["train-sae", key, "done", "before:"]), printed
 
 
-def test_tools_show_it(outputs, saelens_save, cmma):
+def test_tools_show_it(outputs, saelens_save, command):
     key = dictionary(outputs).key
-    assert all(text in cmma("ls", "train-sae")[1] for text in (key, "topk", str(N_LATENTS)))
-    assert f"source: {saelens_save}" in cmma("show", key)[1]
-    assert cmma("verify", key)[0] == 0
+    assert all(text in command(outputs, "ls", "train-sae")[1] for text in (key, "topk", str(N_LATENTS)))
+    assert f"source: {saelens_save}" in command(outputs, "show", key)[1]
+    assert command(outputs, "verify", key)[0] == 0
 
 
-def test_what_a_class_is_counts_for_interpret_alone(outputs, saelens_save, cmma):
+def test_what_a_class_is_counts_for_interpret_alone(outputs, saelens_save, command):
     """tau tells classes apart. A trained dictionary's key has it; the key of an imported one has not."""
-    status, printed = cmma("intervene", *TINY, f"imported.source={saelens_save}", "sae.tau=0.2")
+    status, printed = command(outputs, "intervene", *TINY, f"imported.source={saelens_save}", "sae.tau=0.2")
     assert status == 3
     assert "intervene needs interpret" in printed
     assert len(list_artifacts(outputs, "train-sae")) == 1
@@ -139,23 +118,23 @@ def changed(folder: Path, copy: Path, **changes) -> Path:
     return copy
 
 
-def test_what_cannot_be_honoured_is_refused_in_one_line(outputs, saelens_save, tmp_path, cmma):
+def test_what_cannot_be_honoured_is_refused_in_one_line(outputs, saelens_save, tmp_path, command):
     normalised = changed(saelens_save, tmp_path / "normalised", normalize_activations="layer_norm")
     unknown = changed(saelens_save, tmp_path / "unknown", curvature=3)
     for words, expected in (
-        ([f"source={FOREIGN}"], "reads records of width 16, and those of this model and layer have width 32"),
+        ([f"source={SPARSIFY}"], "reads records of width 16, and those of this model and layer have width 32"),
         ([f"source={normalised}"], "normalize_activations=layer_norm is not supported"),
         ([f"source={unknown}"], "unknown key curvature"),
         ([f"source={tmp_path}"], "it holds normalised, unknown; name one with subfolder="),
         (["source=/no/such/folder"], "there is no folder /no/such/folder"),
         ([], "import-sae needs source=FOLDER"),
     ):
-        status, printed = cmma("import-sae", *TINY, *words)
+        status, printed = command(outputs, "import-sae", *TINY, *words)
         assert (status, len(printed.splitlines())) == (2, 1), printed
         assert expected in printed
 
 
-def test_the_short_words_belong_to_import_sae(cmma):
-    status, printed = cmma("interpret", "subfolder=layers.3")
+def test_the_short_words_belong_to_import_sae(tmp_path, command):
+    status, printed = command(tmp_path, "interpret", "subfolder=layers.3")
     assert status == 2
     assert "there is no key subfolder; did you mean imported.subfolder?" in printed
