@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 _FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--config-name", "-cn", "--config-path",
                      "-cp", "--experimental-rerun")
+# Stage → (section, the keys of it that may be written without the section).
+_SHORT_WORDS = {
+    "benchmark": ("benchmark", ("task", "method")), "import-sae": ("imported", ("source", "subfolder", "revision")),
+}
 
 
 def run_with_hydra(stage: str, arguments: list[str]) -> int:
@@ -66,8 +70,7 @@ def _hydra_main(stage: str, arguments: list[str]) -> None:
             failures.append(error)
 
     completing = "-sc" in arguments or "--shell-completion" in arguments
-    if stage == "benchmark":
-        arguments = [_benchmark_word(word) for word in arguments]
+    arguments = [_full_word(stage, word) for word in arguments]
     sys.argv = ["cmma" if completing else f"cmma {stage}", *_flags_first(arguments)]
     hydra.main(config_path=str(config_dir()), config_name=stage, version_base="1.3")(job)()
     if failures:
@@ -86,18 +89,23 @@ def _run(stage: str, config: Config) -> None:
         from cmma.stages.chain import run_chain
 
         run_chain(config, overrides)
+    elif stage == "import-sae" and not config.imported.source:
+        raise ConfigError("import-sae needs source=FOLDER, or source=OWNER/NAME for a repository on the hub")
     else:
         from cmma.stages.runner import run_stage
 
-        run_stage(stage, config, overrides)
+        run_stage("train-sae" if stage == "import-sae" else stage, config, overrides)
 
 
-def _benchmark_word(word: str) -> str:
-    """`task=` and `method=` stand for keys of `benchmark`, and a comma in `method=` makes a list and no sweep."""
+def _full_word(stage: str, word: str) -> str:
+    """A short word in full. A comma in `method=` makes a list and no sweep."""
     key, equals, value = word.partition("=")
-    if not equals or key not in ("task", "method"):
+    section, short = _SHORT_WORDS.get(stage, ("", ()))
+    if not equals or key not in short:
         return word
-    return f"benchmark.method=[{value.strip('[]')}]" if key == "method" else f"benchmark.task={value}"
+    if key == "method":
+        value = f"[{value.strip('[]')}]"
+    return f"{section}.{key}={value}"
 
 
 def _flags_first(arguments: list[str]) -> list[str]:
@@ -130,7 +138,9 @@ def _configuration_error(error: BaseException) -> str | None:
     unknown = re.search(r"Could not override '([^']+)'", str(error))
     if unknown:
         key = unknown.group(1)
-        near = difflib.get_close_matches(key, list(_known_keys()), n=3, cutoff=0.6)
+        known = list(_known_keys())
+        without_section = [full for full in known if full.endswith(f".{key}")][:3]
+        near = without_section or difflib.get_close_matches(key, known, n=3, cutoff=0.6)
         hint = f"did you mean {' or '.join(near)}?" if near else "`--cfg job` shows all keys"
         return f"there is no key {key}; {hint}"
     if cause is not None:

@@ -15,7 +15,7 @@ from cmma.activations.reader import ShardReader
 from cmma.artifacts.store import Artifact
 from cmma.config import load_group
 from cmma.data.tars import load_samples
-from cmma.errors import DataError, MissingParent
+from cmma.errors import ConfigError, DataError, MissingParent
 from cmma.evaluation.embeddings import Embeddings, embed
 from cmma.evaluation.paired import (
     concept_metrics,
@@ -47,7 +47,7 @@ _QUALITY = (
     "cosine_visual", "cosine_textual", "dead_fraction",
 )  # fmt: skip
 _HEADLINE = ("modality_share", "code_cosine", "support_jaccard")
-_SCORE_BINS = 20
+_SCORE_BINS, _RECORDS_AT_ONCE = 20, 2048
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,17 @@ def run(stage: Stage) -> dict[str, Any]:
 
 
 def _second_seed(stage: Stage) -> Artifact | None:
-    """The dictionary that differs in its seed alone. Raises MissingParent with the command that trains it."""
+    """The dictionary that differs in its seed alone.
+
+    Raises:
+        MissingParent: it is not there; the message is the command that trains it.
+        ConfigError: an imported dictionary, which has no seed.
+    """
     seed = stage.config.sae_metric.second_seed
     if seed is None:
         return None
+    if stage.config.imported.source:
+        raise ConfigError(f"sae_metric.second_seed={seed}: an imported dictionary has no seed; leave it out")
     key = Keys(replace(stage.config, seed=seed)).key("train-sae")
     artifact = Artifact(outputs_folder(stage.config), "train-sae", key)
     if not artifact.finished:
@@ -112,7 +119,7 @@ def _second_seed(stage: Stage) -> Artifact | None:
 def _measure(stage: Stage, sae: SparseAutoencoder) -> _Measured:
     reader = ShardReader(stage.parents["cache-activations"], stage.config.sae_layer())
     pool = PairPool(stage.config.sae_metric.pair_samples, sae.n_latents, sae.d)
-    return _Measured(sae, measure(sae, reader.held_out(stage.config.optim.batch), pool.add), pool.pairs())
+    return _Measured(sae, measure(sae, reader.held_out(_RECORDS_AT_ONCE), pool.add), pool.pairs())
 
 
 def _quality(metrics: SAEMetrics) -> dict[str, Interval]:

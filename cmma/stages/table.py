@@ -52,7 +52,7 @@ STAGES: dict[str, StageSpec] = {
     ),
     "evaluate-sae": StageSpec(
         "reconstruction, codes of image–text pairs, and the model with the dictionary spliced in, beside controls",
-        ("sae_metric",),
+        ("sae_metric", "seed"),
         ("train-sae",),
     ),
     "evaluate": StageSpec(

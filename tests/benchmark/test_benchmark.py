@@ -34,6 +34,8 @@ MODEL = ModelSpec()
 class Oracle:
     """The true atoms as a dictionary whose codes are the true ones."""
 
+    attends = False
+
     def __init__(self, world):
         self.decoder_MKW = torch.from_numpy(world.test.atoms.directions_MAW).float()
         self.scale_M = torch.tensor([INVERTIBLE.visual_scale, INVERTIBLE.textual_scale])
@@ -49,10 +51,30 @@ class Oracle:
         return latents_BK @ self.directions_KW * self.scale_M[modality_B.long(), None]
 
 
+class Peeping(Oracle):
+    """A dictionary whose codes are those of the other token of the pair, where it is allowed to see it."""
+
+    attends = True
+
+    def encode(self, acts_BW, modality_B, context_BCW=None):
+        if context_BCW is None:
+            return super().encode(acts_BW, modality_B)
+        return super().encode(context_BCW[:, 0], 1 - modality_B)
+
+
 @pytest.fixture(scope="module")
 def planted():
     task = PlantedTask(CONFIG, MODEL)
     return task, task.world(0)
+
+
+def test_a_context_is_for_codes_and_not_for_what_is_asked_of_pairs(planted):
+    task, world = planted
+    honest, peeping = task.score(Oracle(world), world), task.score(Peeping(world), world)
+    for name in ("retrieval", "code_cosine", "support_jaccard", "cross_error", "concept_jaccard"):
+        assert peeping[name] == honest[name]
+    assert peeping["activation_f1"] < 0.7 < honest["activation_f1"]
+    assert peeping["fvu_visual"] > 0.5
 
 
 def test_the_true_atoms_score_one(planted):

@@ -33,6 +33,7 @@ from cmma.testbed.planted.activations import PlantedSamples, plant
 from cmma.testbed.planted.atoms import Atoms, plant_atoms
 from cmma.testbed.planted.config import CLASSES
 
+_PAIR = (Modality.VISUAL, Modality.TEXTUAL)
 _TAU = 0.1
 _BLOCK = 100  # candidates of retrieval
 _MIDDLE = (0.05, 0.95)  # modality scores of a latent that both modalities use
@@ -62,7 +63,7 @@ class PlantedWorld:
 
 
 class _Codes(NamedTuple):
-    """The test set through a dictionary: latents [N, K] of image and text tokens, made one modality at a time."""
+    """The test set through a dictionary: latents [N, K] of image and text tokens."""
 
     visual_NK: Tensor
     textual_NK: Tensor
@@ -156,14 +157,16 @@ class PlantedTask(Task):
         """All metrics on the test samples."""
         acts_NMW = torch.from_numpy(world.test.acts_NMW)
         modality_MN = torch.arange(2, dtype=torch.int8)[:, None].expand(2, len(acts_NMW))
-        codes = _Codes(*(found.encode(acts_NMW[:, m], modality_MN[m]) for m in (Modality.VISUAL, Modality.TEXTUAL)))
+        codes = alone = _Codes(*(found.encode(acts_NMW[:, m], modality_MN[m]) for m in _PAIR))
+        if found.attends:
+            codes = _Codes(*(found.encode(acts_NMW[:, m], modality_MN[m], acts_NMW[:, [1 - m]]) for m in _PAIR))
         decoder_MKW = found.decoder_MKW.numpy()
         matching = match(decoder_MKW, world.test.atoms)
         targets = matching if world.targets is world.test.atoms else match(decoder_MKW, world.targets)
         result = recovery(targets, world.targets)
         result |= {"activation_f1": _activation_f1(codes, matching, world), "label_auroc": _label_auroc(codes, world)}
         result |= _class_accuracy(codes, matching, world)
-        result |= _pairs(codes, found, acts_NMW, world)
+        result |= _pairs(alone, found, acts_NMW, world)
         return result | _reconstruction(codes, found, acts_NMW, modality_MN)
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cmma.sae.architectures.base import SparseAutoencoder
+from cmma.sae.architectures.base import SparseAutoencoder, TrainingPass
+from cmma.sae.architectures.encoder import LinearEncoder
+from cmma.sae.kernels.sparse import Kept, SparseLatents
+from cmma.sae.records import RecordBatch
 from cmma.sae.standardiser import modality_row
 
 
@@ -21,6 +24,14 @@ class TopK(SparseAutoencoder):
         """Keep k latents per record; fewer are active where fewer than k pre-activations are positive."""
         return keep_largest(pre_BK, kept_latents(self, modality_B))
 
+    def training_pass(self, h_BD: Tensor, context_BCD: Tensor | None, batch: RecordBatch) -> TrainingPass:
+        """See `SparseAutoencoder.training_pass`; the latents stay sparse from the encoder's product on."""
+        encoder = self.encoder(h_BD, context_BCD, batch.modality_B)
+        with torch.no_grad():
+            values_Bk, indices_Bk = largest(encoder.dense(), kept_latents(self, batch.modality_B))
+        latents = encode_kept(encoder, values_Bk, indices_Bk)
+        return TrainingPass(latents, self.reconstruct(latents, batch.modality_B))
+
 
 def kept_latents(sae: SparseAutoencoder, modality_B: Tensor | None) -> int | Tensor:
     """k of every record: one number, or [B]."""
@@ -33,9 +44,26 @@ def kept_latents(sae: SparseAutoencoder, modality_B: Tensor | None) -> int | Ten
 
 def keep_largest(pre_BK: Tensor, k: int | Tensor) -> Tensor:
     """ReLU of the k largest of each row, or of the k[b] largest of row b; zero elsewhere."""
+    values_Bk, kept_Bk = largest(pre_BK, k)
+    return torch.zeros_like(pre_BK).scatter(1, kept_Bk, values_Bk.relu())
+
+
+def largest(pre_BK: Tensor, k: int | Tensor) -> tuple[Tensor, Tensor]:
+    """The k largest of each row, or the k[b] largest of row b and zeros: values and indices, [B, max k]."""
     if isinstance(k, int):
         values_Bk, kept_Bk = pre_BK.topk(k, dim=1, sorted=False)
-    else:
-        values_Bk, kept_Bk = pre_BK.topk(int(k.max()) if len(k) else 1, dim=1)
-        values_Bk = values_Bk * (torch.arange(values_Bk.shape[1], device=k.device) < k[:, None])
-    return torch.zeros_like(pre_BK).scatter(1, kept_Bk, values_Bk.relu())
+        return values_Bk, kept_Bk
+    values_Bk, kept_Bk = pre_BK.topk(int(k.max()) if len(k) else 1, dim=1)
+    return values_Bk * (torch.arange(values_Bk.shape[1], device=k.device) < k[:, None]), kept_Bk
+
+
+def encode_kept(encoder: LinearEncoder, values_Bk: Tensor, indices_Bk: Tensor) -> SparseLatents:
+    """ReLU of kept pre-activations, whose numbers are known, with their gradient; a zero stands for nothing."""
+    kept = Kept(indices_Bk, len(encoder.weight_KD))
+    return SparseLatents(encoder.at(kept, values_Bk).relu(), kept)
+
+
+def encode_active(encoder: LinearEncoder, latents_BK: Tensor) -> SparseLatents:
+    """Latents that are known, zeros and all, as what is active in them, with its gradient."""
+    most = max(1, int((latents_BK > 0).sum(1).amax())) if len(latents_BK) else 1
+    return encode_kept(encoder, *largest(latents_BK, most))
