@@ -22,6 +22,7 @@ from cmma.features.pairing import (
     concept_jaccard,
     modality_score,
     normalised_error,
+    retrievable,
     support_jaccard,
 )
 from cmma.modality import Modality
@@ -196,7 +197,7 @@ def _pairs(codes: Codes, found: Dictionary, acts_NMW: Tensor, world: PlantedWorl
     """Metrics of image–text pairs."""
     visual_NK, partner_NK = codes.visual_NK, codes.textual_NK[world.partner_N]
     strangers_NK = codes.textual_NK.roll(1, 0)
-    ranks = retrieve(_with_silence(visual_NK, 0), _with_silence(partner_NK, 1), _BLOCK)
+    ranks = retrieve(retrievable(visual_NK, 0), retrievable(partner_NK, 1), _BLOCK)
     score_K = modality_score(visual_NK, codes.textual_NK)
     live_K = score_K[score_K.isfinite()]
     labels_NC = torch.from_numpy(world.test.concepts_NC)
@@ -215,13 +216,6 @@ def _pairs(codes: Codes, found: Dictionary, acts_NMW: Tensor, world: PlantedWorl
             found.decode(visual_NK, textual_N), acts_NMW[world.partner_N, int(Modality.TEXTUAL)]),
         "modality_share": float(((live_K >= _MIDDLE[0]) & (live_K <= _MIDDLE[1])).double().mean()),
     }
-
-
-def _with_silence(latents_NK: Tensor, own: int) -> np.ndarray:
-    """Codes with two more columns, so that a silent code has cosine 0 with every other one instead of none."""
-    silent_N2 = np.zeros((len(latents_NK), 2), dtype=np.float32)
-    silent_N2[:, own] = (latents_NK == 0).all(1).numpy()
-    return np.concatenate([latents_NK.numpy(), silent_N2], axis=1)
 
 
 def _reconstruction(codes: Codes, found: Dictionary, acts_NMW: Tensor) -> dict[str, float]:
