@@ -17,6 +17,7 @@ from cmma.causal.config import InterventionConfig, TraceConfig
 from cmma.checks import at_least, one_of
 from cmma.cmig.config import CMIGConfig
 from cmma.errors import ConfigError
+from cmma.evaluation.config import SAEMetricConfig
 from cmma.models.spec import ModelSpec
 from cmma.sae.config import OptimConfig, SAEConfig
 from cmma.sae.interchange.config import ImportConfig
@@ -247,6 +248,7 @@ class Config:
     intervention: InterventionConfig = field(default_factory=InterventionConfig)
     cmig: CMIGConfig = field(default_factory=CMIGConfig)
     metric: MetricConfig = field(default_factory=MetricConfig)
+    sae_metric: SAEMetricConfig = field(default_factory=SAEMetricConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)

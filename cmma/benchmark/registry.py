@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 TASKS = {
     "planted": "cmma.benchmark.tasks.planted:PlantedTask",
+    "convergence": "cmma.benchmark.tasks.convergence:ConvergenceTask",
     "circuit": "cmma.benchmark.tasks.circuit:CircuitTask",
     "attribution": "cmma.benchmark.tasks.attribution:AttributionTask",
     "concepts": "cmma.benchmark.tasks.concepts:ConceptsTask",

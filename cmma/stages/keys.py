@@ -70,8 +70,8 @@ class Keys:
             section["source"] = fingerprint_model(model_folder(config.model.source))
         if name == "dataset":
             section["path"] = dataset_fingerprint(config)
-        if name == "metric":
-            section["encoder"] = encoder_identity(config)
+        if name in ("metric", "sae_metric"):
+            section["encoder"] = encoder_identity(section["encoder"])
         if name == "imported":
             section = dictionary_identity(config.imported)
         if name == "interpret" and config.imported.source:  # what a class is; a trained dictionary's key has `sae`
@@ -104,9 +104,9 @@ def dictionary_identity(imported: ImportConfig) -> dict[str, Any]:
     return {"files": fingerprint_contents(dictionary_files(folder))}
 
 
-def encoder_identity(config: Config) -> list[str | None]:
-    """What stands behind `metric.encoder`: its name and its weights. Raises ConfigError when there is no such model."""
-    spec = ModelSpec(**load_group("model", config.metric.encoder))
+def encoder_identity(name: str) -> list[str | None]:
+    """What stands behind an `encoder`: its name and its weights. Raises ConfigError when there is no such model."""
+    spec = ModelSpec(**load_group("model", name))
     folder = model_folder(spec.source)
     local = spec.weights == "path" and folder.is_dir()
     return [spec.name, fingerprint_model(folder) if local else spec.source, spec.revision]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -52,6 +52,12 @@ class SAEMethod:
 
     def fit(self, reader: ActivationReader, budget: Budget, seed: int) -> SAEDictionary:
         """Train from scratch."""
+        *_, trainer = self.steps(reader, budget, seed)
+        trainer.sae.conclude(reader, budget.batch, seed)
+        return SAEDictionary(trainer.sae)
+
+    def steps(self, reader: ActivationReader, budget: Budget, seed: int) -> Iterator[Trainer]:
+        """The trainer before the first step and after each one."""
         sae = build_sae(self.config(budget), reader.width, Standardiser.fit(reader), seed)
         sae.W_dec.requires_grad_(self.learns_decoder)
         optim = OptimConfig(
@@ -59,10 +65,10 @@ class SAEMethod:
             dead_after=100 * budget.batch, resample_every=100,
         )
         trainer = Trainer(sae, optim, reader.n_records, reader.n_labels, seed)
+        yield trainer
         for batch in islice(reader.batches(budget.batch, seed, together=sae.reads_pairs), budget.steps):
             trainer.advance(batch)
-        sae.conclude(reader, budget.batch, seed)
-        return SAEDictionary(sae)
+            yield trainer
 
 
 def _relu(arch: str, budget: Budget, **options: Any) -> SAEConfig:
@@ -116,7 +122,11 @@ class Untrained(_TopKControl):
 
     def fit(self, reader: ActivationReader, budget: Budget, seed: int) -> SAEDictionary:
         """Only the standardiser is fitted."""
-        return SAEDictionary(build_sae(self.config(budget), reader.width, Standardiser.fit(reader), seed))
+        return SAEDictionary(next(self.steps(reader, budget, seed)).sae)
+
+    def steps(self, reader: ActivationReader, budget: Budget, seed: int) -> Iterator[Trainer]:
+        """The trainer before the first step."""
+        yield next(super().steps(reader, budget, seed))
 
 
 @register("dictionary", "frozen_decoder")
