@@ -23,7 +23,7 @@ TINY = [
     "intervention.selection.n_samples=6", "intervention.selection.verify=4", "intervention.n_features=2",
     "cmig.n_features=4", "cmig.n_samples=6", "cmig.n_selection_samples=6", "cmig.random_graphs=2",
     "cmig.power_law_draws=5", "metric.n_samples=8", "metric.n_images=4", "metric.image_steps=2", "metric.batch_size=4",
-    "metric.n_bootstrap=50", "launch.threads=1",
+    "metric.n_bootstrap=50", "sae_metric.splice_samples=4", "sae_metric.n_bootstrap=50", "launch.threads=1",
 ]  # fmt: skip
 
 pytestmark = pytest.mark.skipif(
@@ -46,8 +46,8 @@ def ran(tmp_path_factory) -> tuple[str, dict[str, Artifact]]:
 def test_every_stage_runs_but_the_one_that_swaps_images(ran):
     said, made = ran
     assert set(made) == {
-        "prepare-data", "cache-activations", "train-sae", "interpret", "trace", "intervene", "build-cmig", "evaluate",
-        "report",
+        "prepare-data", "cache-activations", "train-sae", "interpret", "trace", "intervene", "build-cmig",
+        "evaluate-sae", "evaluate", "report",
     }  # fmt: skip
     assert "trace:semantic_pair left out: a semantic pair swaps the image that is read" in said
 

@@ -30,7 +30,8 @@ SMALL = [
     "intervention.n_controls=2", "intervention.selection.n_samples=8", "intervention.selection.verify=8",
     "intervention.max_new_tokens=12", "cmig.n_features=5", "cmig.n_samples=8", "cmig.n_selection_samples=8",
     "cmig.random_graphs=5", "cmig.power_law_draws=20", "metric.n_samples=12", "metric.n_questions=24",
-    "metric.batch_size=6", "metric.n_bootstrap=200", "launch.threads=1",
+    "metric.batch_size=6", "metric.n_bootstrap=200", "sae_metric.splice_samples=8", "sae_metric.n_bootstrap=100",
+    "launch.threads=1",
 ]
 
 pytestmark = pytest.mark.skipif(
@@ -70,8 +71,8 @@ def only(outputs: Path, stage: str) -> Artifact:
 def test_every_stage_is_finished_and_whole(outputs):
     artifacts = list_artifacts(outputs)
     assert {artifact.stage for artifact in artifacts} == {
-        "prepare-data", "cache-activations", "train-sae", "interpret", "trace", "intervene", "build-cmig", "evaluate",
-        "report",
+        "prepare-data", "cache-activations", "train-sae", "interpret", "trace", "intervene", "build-cmig",
+        "evaluate-sae", "evaluate", "report",
     }
     assert all(artifact.finished for artifact in artifacts)
     assert len(list_artifacts(outputs, "intervene")) == 5
