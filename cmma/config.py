@@ -17,8 +17,10 @@ from cmma.causal.config import InterventionConfig, TraceConfig
 from cmma.checks import at_least, one_of
 from cmma.cmig.config import CMIGConfig
 from cmma.errors import ConfigError
+from cmma.evaluation.config import SAEMetricConfig
 from cmma.models.spec import ModelSpec
 from cmma.sae.config import OptimConfig, SAEConfig
+from cmma.sae.interchange.config import ImportConfig
 
 
 @dataclass(frozen=True)
@@ -240,11 +242,13 @@ class Config:
     activations: ActivationsConfig = field(default_factory=ActivationsConfig)
     sae: SAEConfig = field(default_factory=SAEConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    imported: ImportConfig = field(default_factory=ImportConfig)
     interpret: InterpretConfig = field(default_factory=InterpretConfig)
     trace: TraceConfig = field(default_factory=TraceConfig)
     intervention: InterventionConfig = field(default_factory=InterventionConfig)
     cmig: CMIGConfig = field(default_factory=CMIGConfig)
     metric: MetricConfig = field(default_factory=MetricConfig)
+    sae_metric: SAEMetricConfig = field(default_factory=SAEMetricConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
