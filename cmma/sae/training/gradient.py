@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cmma.errors import ConfigError
 from cmma.sae.architectures.base import SparseAutoencoder
-from cmma.sae.config import COUNTED, OptimConfig
+from cmma.sae.config import PENALISED, OptimConfig
 from cmma.sae.objective.objective import BatchSums, Losses
 from cmma.sae.records import RecordBatch
 from cmma.sae.training.dead import auxk_error
@@ -42,9 +42,9 @@ def check_settings(sae: SparseAutoencoder, config: OptimConfig) -> None:
     arch = sae.config.arch
     if config.accumulate > 1 and (sae.whole_batch or sae.reads_pairs):
         raise ConfigError(f"sae.arch={arch} has to see a whole batch at once; set optim.accumulate=1")
-    if config.compile and arch in COUNTED:
-        raise ConfigError(f"optim.compile=true compiles dense training passes, and that of sae.arch={arch} is sparse; "
-                          "set optim.compile=false")
+    if config.compile and arch not in PENALISED:
+        raise ConfigError(f"optim.compile=true compiles the dense training passes of {', '.join(PENALISED)}, not that "
+                          f"of sae.arch={arch}; set optim.compile=false")
     if config.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
         raise ConfigError("optim.compile=true needs a C++ compiler, and there is none on the PATH; install g++ or set "
                           "optim.compile=false")
