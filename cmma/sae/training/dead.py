@@ -54,8 +54,7 @@ def auxk_error(
     """
     pre_BI = sae.pre_activations(h_BD, context_BCD, modality_B, dead_I)
     values_Bk, kept_Bk = pre_BI.topk(min(k, len(dead_I)), dim=1, sorted=False)
-    latents_BI = torch.zeros(len(h_BD), len(dead_I), dtype=h_BD.dtype, device=h_BD.device)
-    latents_BI = latents_BI.scatter(1, kept_Bk, values_Bk.relu())
+    latents_BI = torch.zeros_like(pre_BI).scatter(1, kept_Bk, values_Bk.relu())
     return squared_error(residual_BD, sae.visible(latents_BI @ sae.W_dec[dead_I], modality_B))
 
 
