@@ -16,6 +16,7 @@ from cmma.sae.architectures.attention import CrossModalAttention
 from cmma.sae.architectures.encoder import LinearEncoder
 from cmma.sae.config import SAEConfig
 from cmma.sae.kernels.sparse import SparseLatents, gather_sum
+from cmma.sae.objective.statistics import LatentSums
 from cmma.sae.records import ActivationReader, RecordBatch
 from cmma.sae.standardiser import Standardiser
 
@@ -32,8 +33,8 @@ class SAEOutput(NamedTuple):
 class TrainingPass(NamedTuple):
     """What a training step sees of a batch, in standardised units."""
 
-    latents_BK: Tensor | SparseLatents
-    """a, non-negative; of architectures that keep a few, those alone."""
+    latents: Tensor | SparseLatents | LatentSums
+    """a, non-negative: dense [B, K], or the few that are kept, or what the objective wants of them."""
     reconstruction_BD: Tensor
     """ĥ, zero where a record has no coordinates."""
     sparsity_B: Tensor | None = None

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from cmma.modality import Modality
 from cmma.sae.config import SAEConfig
 from cmma.sae.kernels.sparse import SparseLatents
-from cmma.sae.objective.information import label_distribution, mutual_information
+from cmma.sae.objective.information import mutual_information
 from cmma.sae.objective.losses import alignment, cross_penalty, sparsity, squared_error
 from cmma.sae.objective.selectivity import Selectivity, selectivity
-from cmma.sae.objective.statistics import MovingSums, Sums, latent_sums
-from cmma.sae.standardiser import modality_one_hot
+from cmma.sae.objective.statistics import LatentSums, MovingSums, Sums, conditions, latent_sums
 from cmma.sae.training.parallel import Ranks
 
 _CONTROL_RATE = 0.01
@@ -59,23 +58,22 @@ class Objective(nn.Module):
         self.register_buffer("lambda1_M", torch.full((3,), config.lambda1))
 
     def forward(
-        self, h_BD: Tensor, reconstruction_BD: Tensor, latents_BK: Tensor | SparseLatents, modality_B: Tensor,
+        self, h_BD: Tensor, reconstruction_BD: Tensor, latents: Tensor | SparseLatents | LatentSums, modality_B: Tensor,
         labels_BL: Tensor | None, sparsity_B: Tensor | None = None,
     ) -> Losses:
         """Losses of a batch in standardised units, and one step of the moving statistics.
 
         Args:
             h_BD, reconstruction_BD: [B, d], this rank's records.
-            latents_BK: [B, K], or what is kept of it.
+            latents: [B, K], what is kept of them, or their sums.
             modality_B: [B] codes.
             labels_BL: [B, L] multi-hot labels; read only when lambda3 > 0.
             sparsity_B: [B] what λ1 weighs instead of ‖a‖₁.
         """
-        one_hot_BM = modality_one_hot(modality_B, h_BD.dtype)
-        label_BL = h_BD.new_zeros(len(h_BD), self.n_labels)
-        if self.n_labels and labels_BL is not None:
-            label_BL = label_distribution(labels_BL, one_hot_BM[:, _PAIR].sum(1))
-        activation_MK, joint_LK, active_B = latent_sums(latents_BK, one_hot_BM, label_BL, self.config.mi_temperature)
+        by = conditions(modality_B, labels_BL if self.n_labels else None, self.config.mi_temperature, h_BD.dtype)
+        one_hot_BM, label_BL, _ = by
+        activation_MK, joint_LK, active_B = (
+            latents if isinstance(latents, LatentSums) else latent_sums(latents, by))
         error = squared_error(h_BD, reconstruction_BD)
 
         local = (activation_MK, one_hot_BM.sum(0), joint_LK, label_BL.sum(0), error, active_B @ one_hot_BM)

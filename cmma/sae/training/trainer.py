@@ -64,7 +64,7 @@ class Trainer:
             context_BCD = sae.standardise_context(batch.context_BCD, batch.modality_B)
         done = sae.training_pass(h_BD, context_BCD, batch)
         losses = self.objective(
-            h_BD, done.reconstruction_BD, done.latents_BK, batch.modality_B, batch.labels_BL, done.sparsity_B)
+            h_BD, done.reconstruction_BD, done.latents, batch.modality_B, batch.labels_BL, done.sparsity_B)
         total = losses.total + sum(done.terms.values()) / self.config.batch
         losses.terms.update(self._means(done.terms))
         residual_BD = (h_BD - done.reconstruction_BD).detach()
