@@ -82,8 +82,8 @@ def run(stage: Stage) -> dict[str, Any]:
         "arch": sae.config.arch, "layer": config.sae_layer(), **trained.metrics.summary(),
         **{name: found[TRAINED][name].as_dict()["value"] for name in _HEADLINE if name in found[TRAINED]},
         "recovered": {
-            f"{row['metric']}, {row['tokens']}": row["value"]
-            for row in spliced if row["condition"] == TRAINED and row["metric"].endswith(f"_{REFERENCES[MEAN]}")
+            row["metric"]: row["value"] for row in spliced
+            if (row["condition"], row["tokens"]) == (TRAINED, "all") and row["metric"].endswith(REFERENCES[MEAN])
         },
         "dead_fraction_after": _dead_curve(trained.metrics),
         "frequency_histogram": trained.metrics.frequency_histogram(),
