@@ -119,11 +119,12 @@ class SAEMetrics(nn.Module):
 def measure(sae: SparseAutoencoder, batches: Iterable[RecordBatch]) -> SAEMetrics:
     """The sums over all batches; `evaluate_sae` for the numbers alone."""
     device = sae.W_enc.device
-    metrics = SAEMetrics(sae.d, sae.n_latents).to(device)
+    metrics = SAEMetrics(sae.d, sae.config.n_latents).to(device)
     for batch in batches:
         records = batch.to(device)
         out = sae(records.acts_BD, records.modality_B, records.context_BCD)
-        metrics.update(records.acts_BD, out.reconstruction_BD, out.latents_BK, records.modality_B)
+        latents_BK = sae.mesh.all_latents(out.latents_BK)
+        metrics.update(records.acts_BD, out.reconstruction_BD, latents_BK, records.modality_B)
     return metrics
 
 

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from cmma.sae.architectures.base import SparseAutoencoder
 from cmma.sae.architectures.registry import build_sae
 from cmma.sae.config import preset
+from cmma.sae.mesh import Mesh
 from cmma.sae.objective.objective import Objective
 from cmma.sae.standardiser import Standardiser
 from cmma.sae.training.dead import auxk_error
-from cmma.sae.training.parallel import Ranks
 
 D, K, TOP = 16, 48, 6
 
@@ -49,7 +49,7 @@ def their_loss(peers, peer, h_BD: Tensor, dead_K: Tensor | None = None, **coeffi
 
 def our_loss(sae: SparseAutoencoder, h_BD: Tensor) -> Tensor:
     latents_BK = sae.encode_standardised(h_BD)
-    objective = Objective(sae.config, 0, Ranks())
+    objective = Objective(sae.config, 0, Mesh())
     return objective(h_BD, sae.decode_standardised(latents_BK), latents_BK, torch.zeros(len(h_BD)), None).total
 
 

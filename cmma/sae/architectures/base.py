@@ -14,6 +14,7 @@ from cmma.errors import DataError
 from cmma.modality import Modality
 from cmma.sae.architectures.attention import CrossModalAttention
 from cmma.sae.config import SAEConfig
+from cmma.sae.mesh import ALONE, Mesh
 from cmma.sae.records import ActivationReader, RecordBatch
 from cmma.sae.standardiser import Standardiser
 
@@ -54,12 +55,15 @@ class SparseAutoencoder(nn.Module, ABC):
         d: record width.
         standardiser: statistics of the records, kept in the SAE's file.
         generator: draws the initial features; None: torch's global one.
+
+    Attributes:
+        n_latents: latents that this process holds, which are all of them unless `mesh.tp` > 1.
+        mesh: the processes that train the dictionary (`cmma.sae.training.spread`).
     """
 
+    mesh: Mesh = ALONE
     competes: ClassVar[bool] = False
     """Whether a latent's activation depends on the other latents of the record."""
-    whole_batch: ClassVar[bool] = False
-    """Whether a training step has to see the whole batch in one process."""
     reads_pairs: ClassVar[bool] = False
     """Whether training reads pairs of records: the reader then keeps the records of a sample together."""
 
@@ -181,7 +185,7 @@ class SparseAutoencoder(nn.Module, ABC):
 
     def decode_standardised(self, latents_BK: Tensor) -> Tensor:
         """W_dec a + b_pre (Eq. 2): [B, K] → [B, d]."""
-        return torch.addmm(self.b_pre, latents_BK, self.W_dec)
+        return self.mesh.sum("tp", torch.addmm(self.mesh.share(self.b_pre), latents_BK, self.W_dec))[0]
 
     def training_pass(self, h_BD: Tensor, context_BCD: Tensor | None, batch: RecordBatch) -> TrainingPass:
         """Encode and decode a batch for a training step; `batch` says of what modality and sample the records are."""

@@ -20,7 +20,7 @@ class Matryoshka(BatchTopK):
     @property
     def prefix_sizes(self) -> list[int]:
         """Latents of each nested dictionary, ascending; the last is all of them."""
-        return [max(1, round(share * self.n_latents)) for share in self.config.prefixes]
+        return [max(1, round(share * self.config.n_latents)) for share in self.config.prefixes]
 
     def training_pass(self, h_BD: Tensor, context_BCD: Tensor | None, batch: RecordBatch) -> TrainingPass:
         """See `SparseAutoencoder.training_pass`; the term `prefixes` is the error of all prefixes but the last."""
@@ -36,10 +36,11 @@ class Matryoshka(BatchTopK):
     def prefix_reconstructions(self, latents_BK: Tensor) -> list[Tensor]:
         """ĥ from the first latents alone, [B, d] for each prefix; together they cost one decoding."""
         reconstructions: list[Tensor] = []
-        sum_BD: Tensor = self.b_pre
-        start = 0
-        for stop in self.prefix_sizes:
+        sum_BD: Tensor = self.mesh.share(self.b_pre)
+        start, first = 0, self.mesh.tp_rank * self.n_latents
+        for size in self.prefix_sizes:
+            stop = min(max(size - first, 0), self.n_latents)
             sum_BD = sum_BD + latents_BK[:, start:stop] @ self.W_dec[start:stop]
             reconstructions.append(sum_BD)
             start = stop
-        return reconstructions
+        return list(self.mesh.sum("tp", *reconstructions))
