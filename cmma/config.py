@@ -17,8 +17,10 @@ from cmma.causal.config import InterventionConfig, TraceConfig
 from cmma.checks import at_least, one_of
 from cmma.cmig.config import CMIGConfig
 from cmma.errors import ConfigError
+from cmma.evaluation.config import SAEMetricConfig
 from cmma.models.spec import ModelSpec
 from cmma.sae.config import OptimConfig, SAEConfig
+from cmma.sae.interchange.config import ImportConfig
 
 
 @dataclass(frozen=True)
@@ -246,11 +248,13 @@ class Config:
     activations: ActivationsConfig = field(default_factory=ActivationsConfig)
     sae: SAEConfig = field(default_factory=SAEConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    imported: ImportConfig = field(default_factory=ImportConfig)
     interpret: InterpretConfig = field(default_factory=InterpretConfig)
     trace: TraceConfig = field(default_factory=TraceConfig)
     intervention: InterventionConfig = field(default_factory=InterventionConfig)
     cmig: CMIGConfig = field(default_factory=CMIGConfig)
     metric: MetricConfig = field(default_factory=MetricConfig)
+    sae_metric: SAEMetricConfig = field(default_factory=SAEMetricConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
@@ -262,7 +266,9 @@ class Config:
     def layers(self) -> list[int]:
         """The layers that are cached, resolved against the model's depth. Raises ConfigError when out of range."""
         depth = self.model.n_layers
-        layers = self.activations.layers or self.model.cached_layers
+        layers = self.model.cached_layers if self.activations.layers is None else self.activations.layers
+        if layers == []:
+            raise ConfigError("activations.layers is empty; name layers, or leave it null for the model's own choice")
         if layers is None:
             layers = sorted({max(0, round(depth * share) - 1) for share in (0.25, 0.5, 0.75)})
         for layer in layers:

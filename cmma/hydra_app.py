@@ -7,15 +7,22 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from cmma.errors import CmmaError, ConfigError
 
 if TYPE_CHECKING:
     from cmma.config import Config
 
+Job: TypeAlias = "tuple[Config, list[str]]"
+"""A configuration, and the words that the user typed for it."""
+
 _FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--config-name", "-cn", "--config-path",
                      "-cp", "--experimental-rerun")
+# Stage → (section, the keys of it that may be written without the section).
+_SHORT_WORDS = {
+    "benchmark": ("benchmark", ("task", "method")), "import-sae": ("imported", ("source", "subfolder", "revision")),
+}
 
 
 def run_with_hydra(stage: str, arguments: list[str]) -> int:
@@ -55,49 +62,78 @@ def _hydra_main(stage: str, arguments: list[str]) -> None:
 
     ConfigStore.instance().store(name="schema", node=schema())
 
+    jobs: list[Job] = []
     failures: list[CmmaError] = []
 
     def job(composed: DictConfig) -> None:
         if failures:  # an earlier job of a sweep
             return
         try:
-            _run(stage, to_config(composed))
+            found = to_config(composed), _typed_words()
         except CmmaError as error:  # kept from Hydra, which would announce it in its own words
             failures.append(error)
+            return
+        if _runs_elsewhere():
+            _run(stage, [found])
+        else:  # Hydra composes all jobs of a sweep before the first one starts
+            jobs.append(found)
 
     completing = "-sc" in arguments or "--shell-completion" in arguments
-    if stage == "benchmark":
-        arguments = [_benchmark_word(word) for word in arguments]
+    arguments = [_full_word(stage, word) for word in arguments]
     sys.argv = ["cmma" if completing else f"cmma {stage}", *_flags_first(arguments)]
     hydra.main(config_path=str(config_dir()), config_name=stage, version_base="1.3")(job)()
     if failures:
         raise failures[0]
+    _run(stage, jobs)
 
 
-def _run(stage: str, config: Config) -> None:
+def _typed_words() -> list[str]:
     from hydra.core.hydra_config import HydraConfig
 
-    overrides = [word for word in HydraConfig.get().overrides.task if not word.startswith("run.")]
-    if stage == "benchmark":
-        from cmma.stages.benchmark import run
-
-        run(config)
-    elif stage == "run":
-        from cmma.stages.chain import run_chain
-
-        run_chain(config, overrides)
-    else:
-        from cmma.stages.runner import run_stage
-
-        run_stage(stage, config, overrides)
+    return [word for word in HydraConfig.get().overrides.task if not word.startswith("run.")]
 
 
-def _benchmark_word(word: str) -> str:
-    """`task=` and `method=` stand for keys of `benchmark`, and a comma in `method=` makes a list and no sweep."""
+def _runs_elsewhere() -> bool:
+    """A launcher takes the jobs of a sweep to other processes."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    hydra = HydraConfig.get()
+    return hydra.mode == RunMode.MULTIRUN and not hydra.launcher._target_.endswith(".BasicLauncher")
+
+
+def _run(stage: str, jobs: list[Job]) -> None:
+    if stage == "train-sae" and len(jobs) > 1:
+        from cmma.stages.sweep import run_sweep
+
+        run_sweep(jobs)
+        return
+    for config, words in jobs:
+        if stage == "benchmark":
+            from cmma.stages.benchmark import run
+
+            run(config)
+        elif stage == "run":
+            from cmma.stages.chain import run_chain
+
+            run_chain(config, words)
+        elif stage == "import-sae" and not config.imported.source:
+            raise ConfigError("import-sae needs source=FOLDER, or source=OWNER/NAME for a repository on the hub")
+        else:
+            from cmma.stages.runner import run_stage
+
+            run_stage("train-sae" if stage == "import-sae" else stage, config, words)
+
+
+def _full_word(stage: str, word: str) -> str:
+    """A short word in full. A comma in `method=` makes a list and no sweep."""
     key, equals, value = word.partition("=")
-    if not equals or key not in ("task", "method"):
+    section, short = _SHORT_WORDS.get(stage, ("", ()))
+    if not equals or key not in short:
         return word
-    return f"benchmark.method=[{value.strip('[]')}]" if key == "method" else f"benchmark.task={value}"
+    if key == "method":
+        value = f"[{value.strip('[]')}]"
+    return f"{section}.{key}={value}"
 
 
 def _flags_first(arguments: list[str]) -> list[str]:
@@ -130,7 +166,9 @@ def _configuration_error(error: BaseException) -> str | None:
     unknown = re.search(r"Could not override '([^']+)'", str(error))
     if unknown:
         key = unknown.group(1)
-        near = difflib.get_close_matches(key, list(_known_keys()), n=3, cutoff=0.6)
+        known = list(_known_keys())
+        without_section = [full for full in known if full.endswith(f".{key}")][:3]
+        near = without_section or difflib.get_close_matches(key, known, n=3, cutoff=0.6)
         hint = f"did you mean {' or '.join(near)}?" if near else "`--cfg job` shows all keys"
         return f"there is no key {key}; {hint}"
     if cause is not None:

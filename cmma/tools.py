@@ -35,6 +35,10 @@ COLUMNS = {
     "trace": {"method": "method", "n_used": "images", "total_effect": "total effect", "strongest": "strongest cell"},
     "intervene": {"kind": "kind", "readout": "readout", "shift": "shift", "d": "d"},
     "build-cmig": {"features": "features", "samples": "samples", "pairs": "pairs", "significant_excess": "significant"},
+    "evaluate-sae": {
+        "arch": "arch", "layer": "layer", "n_records": "records", "fvu": "FVU", "dead_fraction": "dead",
+        "modality_share": "shared", "code_cosine": "code cosine", "recovered": "recovered",
+    },
     "evaluate": {"samples": "samples"},
 }
 

@@ -48,7 +48,7 @@ class ShardReader:
         self._paths = [artifact.path("shards") / info["file"] for info in artifact.sidecars()]
         self._counts = [int((~self._held_out_S[read_shard(path, ["sample"])["sample"]]).sum()) for path in self._paths]
         self.n_records = sum(self._counts)
-        self._group: tuple[tuple[int, int, bool], RecordBatch] | None = None
+        self._group: tuple[tuple[int, int, int, bool], RecordBatch] | None = None
 
     def batches(
         self, batch_size: int, seed: int, start_step: int = 0, rank: int = 0, world: int = 1, together: bool = False
@@ -91,12 +91,13 @@ class ShardReader:
         return [order[start : start + self._buffer_shards] for start in range(0, len(order), self._buffer_shards)]
 
     def _load_group(self, seed: int, epoch: int, number: int, shards: list[int], together: bool) -> RecordBatch:
-        if self._group is None or self._group[0] != (epoch, number, together):
+        key = seed, epoch, number, together
+        if self._group is None or self._group[0] != key:
             self._group = None  # frees the last buffer before the next one is read
             loaded = [self._load(self._paths[shard]) for shard in shards]
             records = _concatenate([part[~self._held_out_S[part.sample_B]] for part in loaded])
             order = shuffled(records.sample_B, together, generator("rows", seed, epoch, number))
-            self._group = ((epoch, number, together), records[order])
+            self._group = key, records[order]
         return self._group[1]
 
     def _load(self, path: Path) -> RecordBatch:

@@ -50,6 +50,11 @@ def fingerprint_files(paths: list[Path]) -> str:
     return _digest([(path.name, path.stat().st_size) for path in sorted(paths)])
 
 
+def fingerprint_contents(paths: list[Path]) -> str:
+    """Names and bytes of a list of files, however large."""
+    return _digest([(path.name, sha256_of(path)) for path in sorted(paths)])
+
+
 def fingerprint_model(folder: Path) -> str:
     """What a local model folder holds: sha256 of small files, size and safetensors header of large ones.
 

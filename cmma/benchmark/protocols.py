@@ -42,12 +42,17 @@ class Dictionary(Protocol):
     Attributes:
         decoder_MKW: [2, K, record width], the direction of each latent in visual and in textual records, in the
             model's units, of any norm.
+        attends: whether `encode` makes use of a context.
     """
 
     decoder_MKW: Tensor
+    attends: bool
 
-    def encode(self, acts_BW: Tensor, modality_B: Tensor) -> Tensor:
-        """Records in the model's units → latents [B, K], not negative."""
+    def encode(self, acts_BW: Tensor, modality_B: Tensor, context_BCW: Tensor | None = None) -> Tensor:
+        """Records in the model's units → latents [B, K], not negative.
+
+        The context, vectors of the other modality of the same sample, is given only to who `attends`.
+        """
         ...
 
     def decode(self, latents_BK: Tensor, modality_B: Tensor) -> Tensor:

@@ -24,27 +24,28 @@ if TYPE_CHECKING:
 
 TASKS = {
     "planted": "cmma.benchmark.tasks.planted:PlantedTask",
+    "convergence": "cmma.benchmark.tasks.convergence:ConvergenceTask",
     "circuit": "cmma.benchmark.tasks.circuit:CircuitTask",
     "attribution": "cmma.benchmark.tasks.attribution:AttributionTask",
     "concepts": "cmma.benchmark.tasks.concepts:ConceptsTask",
     "bias": "cmma.benchmark.tasks.bias:BiasTask",
 }
 PROTOCOLS = {
-    "dictionary": "cmma.benchmark.methods.dictionaries",
-    "graph": "cmma.benchmark.methods.graphs",
-    "attribution": "cmma.benchmark.methods.attributions",
-    "localisation": "cmma.benchmark.methods.localisations",
+    "dictionary": ("cmma.benchmark.methods.autoencoders", "cmma.benchmark.methods.linear"),
+    "graph": ("cmma.benchmark.methods.graphs",),
+    "attribution": ("cmma.benchmark.methods.attributions",),
+    "localisation": ("cmma.benchmark.methods.localisations",),
 }
-"""Protocol of a method (`cmma.benchmark.protocols`) → the module with those that ship."""
+"""Protocol of a method (`cmma.benchmark.protocols`) → the modules with those that ship."""
 
-_methods: dict[tuple[str, str], type] = {}
-Class = TypeVar("Class", bound=type)
+_methods: dict[tuple[str, str], Callable[[], Any]] = {}
+Factory = TypeVar("Factory", bound=Callable[[], Any])
 
 
-def register(protocol: str, name: str) -> Callable[[Class], Class]:
-    """Class decorator: make a method known under a name."""
+def register(protocol: str, name: str) -> Callable[[Factory], Factory]:
+    """Decorator of a class, or of anything that makes a method: make it known under a name."""
 
-    def keep(method: Class) -> Class:
+    def keep(method: Factory) -> Factory:
         _methods[protocol, name] = method
         return method
 
@@ -57,7 +58,8 @@ def find_methods(protocol: str, names: Sequence[str], plugins: Sequence[str] = (
     Raises:
         ConfigError: no such method or plugin; the message names those that there are.
     """
-    import_module(PROTOCOLS[protocol])
+    for module in PROTOCOLS[protocol]:
+        import_module(module)
     for plugin in plugins:
         try:
             import_module(plugin)

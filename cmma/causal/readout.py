@@ -55,7 +55,7 @@ class AnswerReadout(Readout):
         self.name = name
 
     def __call__(self, batch: Batch, queries: Sequence[Query]) -> Tensor:
-        logits_BCV, ids_BC, answer_BC = self._answer_logits(batch, queries)
+        logits_BCV, ids_BC, answer_BC = self.answer_logits(batch, queries)
         if self.name == "logit_difference":
             rows = torch.arange(len(queries), device=logits_BCV.device)
             logits_BV = logits_BCV[rows, answer_BC.int().argmax(dim=1)]
@@ -67,11 +67,11 @@ class AnswerReadout(Readout):
 
     def correct(self, batch: Batch, queries: Sequence[Query]) -> Tensor:
         """Greedy decoding says the whole answer."""
-        logits_BCV, ids_BC, answer_BC = self._answer_logits(batch, queries)
+        logits_BCV, ids_BC, answer_BC = self.answer_logits(batch, queries)
         return ((logits_BCV.argmax(dim=-1) == ids_BC) | ~answer_BC).all(dim=1)
 
-    def _answer_logits(self, batch: Batch, queries: Sequence[Query]) -> tuple[Tensor, Tensor, Tensor]:
-        """`MultimodalModel.answer_logits` of a batch in which every row has an answer."""
+    def answer_logits(self, batch: Batch, queries: Sequence[Query]) -> tuple[Tensor, Tensor, Tensor]:
+        """`MultimodalModel.answer_logits` of a batch in which every row has an answer. Raises DataError where not."""
         if batch.answer_mask is None or not bool(batch.answer_mask.any(dim=1).all()):
             lacking = next((query.key for query in queries if not query.answer), queries[0].key)
             raise DataError(f"sample {lacking!r}: {self.name} needs an answer, and the question has none")

@@ -15,10 +15,11 @@ from cmma.data.samples import Sample
 from cmma.features.concepts import match_concepts, sample_labels
 from cmma.features.encode import encode_samples
 from cmma.features.examples import ExampleCollector
-from cmma.features.intrinsic import LogHistogram, cross_modal_consistency, gini, monosemanticity
+from cmma.features.intrinsic import LogHistogram, cross_modal_consistency, monosemanticity
 from cmma.features.specialisation import DEAD, ActivationSums, specialise
 from cmma.models.base import MultimodalModel
 from cmma.sae.architectures.base import SparseAutoencoder
+from cmma.sae.metrics import gini
 
 _SAMPLES_AT_ONCE = 64  # offered to the example collector together: it sorts once per offer
 
@@ -102,7 +103,7 @@ def feature_table(
     columns = {
         "density": (active_K / n_tokens).numpy(), "max_activation": data.scores_NK.amax(0).numpy(),
         "consistency": cross_modal_consistency(data.sums.means_NMK).numpy(),
-        "gini": gini(data.scores_NK, dim=0).numpy(),
+        "gini": torch.where(active_K > 0, gini(data.scores_NK.T), torch.nan).numpy(),
         "histogram_visual": data.histogram.counts_MKH[0].tolist(),
         "histogram_textual": data.histogram.counts_MKH[1].tolist(),
         "histogram_low": float(data.histogram.edges[0]), "histogram_high": float(data.histogram.edges[-1]),

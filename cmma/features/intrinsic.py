@@ -1,4 +1,4 @@
-"""Numbers that need no labels: activation histograms, Gini, monosemanticity, cross-modal consistency."""
+"""Numbers that need no labels: activation histograms, monosemanticity, cross-modal consistency."""
 
 from __future__ import annotations
 
@@ -33,17 +33,6 @@ class LogHistogram:
             self.counts_MKH[row] += torch.bincount(flat, minlength=self.counts_MKH[row].numel()).view(-1, bins)
 
 
-def gini(values: Tensor, dim: int = -1) -> Tensor:
-    """Gini coefficient of non-negative values along `dim`: 0 when all are equal, (n − 1)/n when one has everything.
-
-    NaN where all values are zero.
-    """
-    ordered = values.double().sort(dim=dim).values.movedim(dim, -1)
-    n = ordered.shape[-1]
-    rank = torch.arange(1, n + 1, dtype=torch.float64, device=values.device)
-    return ((2 * rank - n - 1) * ordered).sum(-1) / (n * ordered.sum(-1))
-
-
 def monosemanticity(acts_NK: Tensor, embeddings_ND: Tensor) -> Tensor:
     """How alike the samples are that a feature fires on (Pach et al.), in [−1, 1]; [K].
 
@@ -51,13 +40,40 @@ def monosemanticity(acts_NK: Tensor, embeddings_ND: Tensor) -> Tensor:
     is ½(‖Σ a_i e_i‖² − Σ a_i²) and the denominator ½((Σ a_i)² − Σ a_i²): O(N·D) per feature. NaN for a feature that is
     constant or fires on a single sample.
     """
-    acts_NK, embeddings_ND = acts_NK.double(), torch.nn.functional.normalize(embeddings_ND.double(), dim=1)
-    low_K, high_K = acts_NK.amin(0), acts_NK.amax(0)
-    scaled_NK = (acts_NK - low_K) / (high_K - low_K)
+    scaled_NK = _scaled(acts_NK.double())
+    embeddings_ND = torch.nn.functional.normalize(embeddings_ND.double(), dim=1)
     squares_K = scaled_NK.square().sum(0)
     numerator_K = (scaled_NK.T @ embeddings_ND).square().sum(1) - squares_K
     denominator_K = scaled_NK.sum(0).square() - squares_K
     return torch.where(denominator_K > 1e-12, numerator_K / denominator_K, torch.nan)
+
+
+def cross_monosemanticity(
+    visual_NK: Tensor, textual_NK: Tensor, image_ND: Tensor, text_ND: Tensor
+) -> Tensor:
+    """How alike the images and the texts are that a feature fires on, in [−1, 1]; [K].
+
+    `monosemanticity` over pairs of an image and a text of *different* samples, Σ_{i≠j} v_i t_j cos(e_i, w_j) /
+    Σ_{i≠j} v_i t_j, with both activations min-max scaled. Images and texts of one encoder lie apart, so only the
+    difference to shuffled embeddings means anything. NaN for a feature that is constant in a modality.
+
+    Args:
+        visual_NK, textual_NK: activations of N samples in their image and in their text.
+        image_ND, text_ND: embeddings of the samples by one encoder.
+    """
+    visual_NK, textual_NK = (_scaled(part.double()) for part in (visual_NK, textual_NK))
+    image_ND, text_ND = (torch.nn.functional.normalize(part.double(), dim=1) for part in (image_ND, text_ND))
+    own_N = (image_ND * text_ND).sum(1)
+    both_NK = visual_NK * textual_NK
+    numerator_K = ((visual_NK.T @ image_ND) * (textual_NK.T @ text_ND)).sum(1) - own_N @ both_NK
+    denominator_K = visual_NK.sum(0) * textual_NK.sum(0) - both_NK.sum(0)
+    return torch.where(denominator_K > 1e-12, numerator_K / denominator_K, torch.nan)
+
+
+def _scaled(acts_NK: Tensor) -> Tensor:
+    """Each column from 0 at its minimum to 1 at its maximum; NaN where it is constant."""
+    low_K, high_K = acts_NK.amin(0), acts_NK.amax(0)
+    return (acts_NK - low_K) / (high_K - low_K)
 
 
 def cross_modal_consistency(means_NMK: Tensor) -> Tensor:

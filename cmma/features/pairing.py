@@ -6,8 +6,21 @@ them over the pairs.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.nn.functional import normalize
+
+_ROWS_AT_ONCE = 4096  # of the bridge, a matrix of latents by latents
+
+
+def strangers(n: int, seed: int = 0) -> Tensor:
+    """A random permutation of n samples that leaves none in its place: the partners of shuffled pairs, int64[n]."""
+    order_N = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    partner_N = torch.empty_like(order_N)
+    partner_N[order_N] = order_N.roll(1)
+    return partner_N
 
 
 def code_cosine(visual_NK: Tensor, textual_NK: Tensor) -> Tensor:
@@ -36,10 +49,31 @@ def bridge_diagonal(visual_NK: Tensor, textual_NK: Tensor, visual_KW: Tensor, te
     Args:
         visual_KW, textual_KW: direction of every latent in each modality.
     """
-    unit_visual_KW, unit_textual_KW = (torch.nn.functional.normalize(part, dim=1) for part in (visual_KW, textual_KW))
-    bridge_KK = (visual_NK.T @ textual_NK / len(visual_NK)) * (unit_visual_KW @ unit_textual_KW.T)
-    total = float(bridge_KK.abs().sum())
-    return float(bridge_KK.diagonal().abs().sum()) / total if total > 0 else float("nan")
+    total = diagonal = 0.0
+    unit_textual_WK = normalize(textual_KW, dim=1).T
+    for rows in torch.arange(len(visual_KW)).split(_ROWS_AT_ONCE):
+        together_RK = visual_NK[:, rows].T @ textual_NK / len(visual_NK)
+        bridge_RK = (together_RK * (normalize(visual_KW[rows], dim=1) @ unit_textual_WK)).abs()
+        total += float(bridge_RK.sum())
+        diagonal += float(bridge_RK[:, rows].diagonal().sum())
+    return diagonal / total if total > 0 else float("nan")
+
+
+def retrievable(latents_NK: Tensor, own: int) -> np.ndarray:
+    """Codes as vectors that retrieval can compare: a silent one has cosine 0 with every other instead of none.
+
+    Args:
+        own: 0 for the codes of one modality, 1 for those of the other.
+    """
+    silent_N2 = np.zeros((len(latents_NK), 2), dtype=np.float32)
+    silent_N2[:, own] = (latents_NK == 0).all(1).numpy()
+    return np.concatenate([latents_NK.numpy(), silent_N2], axis=1)
+
+
+def matching_latents(directions_KD: Tensor, other_KD: Tensor) -> Tensor:
+    """Which latent of another dictionary each latent is, one to one, at the largest sum of cosines; int64[K]."""
+    cosine_KK = normalize(directions_KD, dim=1) @ normalize(other_KD, dim=1).T
+    return torch.from_numpy(linear_sum_assignment(-cosine_KK.cpu().numpy())[1])
 
 
 def concept_jaccard(visual_NK: Tensor, textual_NK: Tensor, labels_NC: Tensor, top: int = 20) -> Tensor:
@@ -60,7 +94,13 @@ def concept_jaccard(visual_NK: Tensor, textual_NK: Tensor, labels_NC: Tensor, to
     return torch.where(alive_K, both_K / either_K.clamp_min(1), torch.nan)
 
 
+def squared_errors(prediction_NW: Tensor, target_NW: Tensor) -> tuple[Tensor, Tensor]:
+    """‖x − x̂‖² and ‖x − x̄‖² of each record, float64[N] both."""
+    target_NW, prediction_NW = target_NW.double(), prediction_NW.double()
+    return (target_NW - prediction_NW).square().sum(1), (target_NW - target_NW.mean(0)).square().sum(1)
+
+
 def normalised_error(prediction_NW: Tensor, target_NW: Tensor) -> float:
     """Σ‖x − x̂‖² / Σ‖x − x̄‖²: 1 for a prediction that is no better than the mean."""
-    target_NW, prediction_NW = target_NW.double(), prediction_NW.double()
-    return float((target_NW - prediction_NW).square().sum() / (target_NW - target_NW.mean(0)).square().sum())
+    error_N, spread_N = squared_errors(prediction_NW, target_NW)
+    return float(error_N.sum() / spread_N.sum())

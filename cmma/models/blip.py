@@ -18,14 +18,14 @@ from transformers import BlipForQuestionAnswering, BlipProcessor, GenerationConf
 from transformers.utils import logging as transformers_logging
 
 from cmma.data.samples import Sample
-from cmma.errors import CmmaError, ConfigError, DataError
+from cmma.errors import CmmaError, ConfigError
 from cmma.modality import Modality
 from cmma.models.base import Batch, MultimodalModel, Records
 from cmma.models.blip_architectures import architecture, build_config, build_processor
 from cmma.models.pair_views import pair_sites, pair_views
 from cmma.models.sites import Port, RecordSite, SiteRow, expand, resolve
 from cmma.models.spec import ModelSpec
-from cmma.models.weights import seeded, torch_dtype, weights_folder
+from cmma.models.weights import drawing, from_transformers, torch_dtype
 
 ROOTS = {
     "vision": ("vision_model",),
@@ -66,27 +66,12 @@ def load(spec: ModelSpec, device: str = "cpu", dtype: str = "float32") -> BlipMo
     options: dict[str, Any] = {"dtype": torch_dtype(dtype), "attn_implementation": "eager"}  # BLIP has no other
     if spec.weights == "random":
         sizes = architecture(spec.architecture)
-        # Drawn on the CPU whatever the device, so that a seed means the same weights everywhere.
-        with torch.device("meta" if device == "meta" else "cpu"), seeded(spec.seed):
-            module = BlipForQuestionAnswering._from_config(build_config(sizes), **options)
-        return BlipModel(spec, module.to(device), build_processor(sizes))
-
-    folder = weights_folder(spec, spec.source, HUB_FILES)
-    local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-    try:
-        loaded: Any = BlipForQuestionAnswering.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True, **local, **options
-        )
-        processor = BlipProcessor.from_pretrained(folder, **local)
-        module, report = loaded
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{spec.name}: {folder} cannot be loaded as a BLIP: {reason}") from error
-    if missing := sorted(report["missing_keys"]):
-        raise DataError(
-            f"{spec.name}: the weights in {folder} lack {len(missing)} tensors ({', '.join(missing[:3])}, …); "
-            "copy or download the folder again"
-        )
+        with drawing(spec, device):
+            module: Any = BlipForQuestionAnswering._from_config(build_config(sizes), **options)
+        processor: Any = build_processor(sizes)
+    else:
+        module, processor = from_transformers(
+            spec, BlipForQuestionAnswering, BlipProcessor, HUB_FILES, "BLIP", **options)
     return BlipModel(spec, module.to(device), processor)
 
 

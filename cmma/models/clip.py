@@ -18,13 +18,13 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 
 from cmma.data.samples import Sample
-from cmma.errors import ConfigError, DataError
+from cmma.errors import ConfigError
 from cmma.modality import Modality
 from cmma.models.base import Batch, MultimodalModel, Records
 from cmma.models.pair_views import pair_sites, pair_views
 from cmma.models.sites import Port, RecordSite, SiteRow, expand, resolve
 from cmma.models.spec import ModelSpec
-from cmma.models.weights import quiet_logging, seeded, torch_dtype, weights_folder
+from cmma.models.weights import loading, quiet_logging, seeded, torch_dtype, weights_folder
 
 ROOTS = {"vision": ("visual",), "text": ("text",)}
 _TOWER_SITES: tuple[tuple[str, str, Port], ...] = (
@@ -61,15 +61,12 @@ def load(spec: ModelSpec, device: str = "cpu", dtype: str = "float32") -> ClipMo
     else:
         folder = weights_folder(spec, _repository(spec), HUB_FILES)
         name, weights = f"local-dir:{folder}", _weights_file(folder)
-    try:
+    with loading(spec, name, "CLIP"):
         with quiet_logging(), seeded(spec.seed):
             module = open_clip.create_model(name, **options)
             tokenizer = open_clip.get_tokenizer(name, context_length=module.context_length)
         if weights is not None:
             open_clip.load_checkpoint(module, str(weights))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{spec.name}: {name} cannot be loaded as a CLIP: {reason}") from error
     return ClipModel(spec, module.to(device), tokenizer)
 
 

@@ -23,7 +23,7 @@ from cmma.models.base import Batch, MultimodalModel, Records
 from cmma.models.llava_architectures import architecture, build_config, build_processor
 from cmma.models.sites import RecordSite, SiteRow, expand, resolve
 from cmma.models.spec import ModelSpec
-from cmma.models.weights import seeded, torch_dtype, weights_folder
+from cmma.models.weights import drawing, from_transformers, torch_dtype
 
 ROOTS = {
     "language": ("model.language_model", "language_model.model", "language_model"),
@@ -53,27 +53,12 @@ def load(spec: ModelSpec, device: str = "cpu", dtype: str = "float32") -> LlavaM
     options = {"dtype": torch_dtype(dtype), "attn_implementation": spec.attention}
     if spec.weights == "random":
         arch = architecture(spec.architecture)
-        # Drawn on the CPU whatever the device, so that a seed means the same weights everywhere.
-        with torch.device("meta" if device == "meta" else "cpu"), seeded(spec.seed):
-            module = AutoModelForImageTextToText.from_config(build_config(arch), **options)
-        return LlavaModel(spec, module.to(device), build_processor(arch))
-
-    folder = weights_folder(spec, spec.source, HUB_FILES)
-    local = {"trust_remote_code": False, "local_files_only": True}
-    try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True, **local, **options
-        )
-        processor = AutoProcessor.from_pretrained(folder, **local)
-        module, report = loaded
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{spec.name}: {folder} cannot be loaded as a LLaVA: {reason}") from error
-    if missing := sorted(report["missing_keys"]):
-        raise DataError(
-            f"{spec.name}: the weights in {folder} lack {len(missing)} tensors ({', '.join(missing[:3])}, …); "
-            "copy or download the folder again"
-        )
+        with drawing(spec, device):
+            module: Any = AutoModelForImageTextToText.from_config(build_config(arch), **options)
+        processor: Any = build_processor(arch)
+    else:
+        module, processor = from_transformers(
+            spec, AutoModelForImageTextToText, AutoProcessor, HUB_FILES, "LLaVA", **options)
     return LlavaModel(spec, module.to(device), processor)
 
 

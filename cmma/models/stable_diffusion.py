@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from cmma.data.samples import Sample
-from cmma.errors import ConfigError, DataError
+from cmma.errors import ConfigError
 from cmma.modality import Modality
 from cmma.models.base import Batch, MultimodalModel, Records
 from cmma.models.pair_views import pair_views
 from cmma.models.sites import Port, RecordSite, Site, SiteRow, expand, resolve
 from cmma.models.spec import ModelSpec
 from cmma.models.stable_diffusion_architectures import architecture, build_pipeline
-from cmma.models.weights import quiet_logging, seeded, torch_dtype, weights_folder
+from cmma.models.weights import drawing, loading, quiet_logging, torch_dtype, weights_folder
 
 TEXT_ROOTS = ("text_encoder.text_model", "text_encoder")
 _TEXT_SITES: tuple[tuple[str, str, Port], ...] = (
@@ -63,20 +63,16 @@ def load(spec: ModelSpec, device: str = "cpu", dtype: str = "float32") -> Stable
     diffusers_logging.disable_progress_bar()
     if spec.weights == "random":
         sizes = architecture(spec.architecture)
-        # Drawn on the CPU whatever the device, so that a seed means the same weights everywhere.
-        with torch.device("meta" if device == "meta" else "cpu"), seeded(spec.seed):
+        with drawing(spec, device):
             pipeline: Any = build_pipeline(sizes)
     else:
         folder = weights_folder(spec, spec.source, HUB_FILES, PARTS)
-        try:
-            with quiet_logging():  # its loader warns where there is no safety checker
-                pipeline = StableDiffusionPipeline.from_pretrained(
-                    folder, safety_checker=None, requires_safety_checker=False, use_safetensors=True,
-                    local_files_only=True,
-                )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise DataError(f"{spec.name}: {folder} cannot be loaded as a Stable Diffusion: {reason}") from error
+        # Its loader warns where there is no safety checker.
+        with loading(spec, folder, "Stable Diffusion"), quiet_logging():
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                folder, safety_checker=None, requires_safety_checker=False, use_safetensors=True,
+                local_files_only=True,
+            )
     for part in PARTS:  # torch's own `to`: diffusers' keeps some layers in float32 and warns
         nn.Module.to(getattr(pipeline, part), device=device, dtype=torch_dtype(dtype))
     return StableDiffusionModel(spec, pipeline)

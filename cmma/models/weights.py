@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -68,6 +69,54 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
+def drawing(spec: ModelSpec, device: str) -> Iterator[None]:
+    """Modules made inside have random weights, a function of `spec.seed` alone; on device "meta" they have none.
+
+    They are drawn on the CPU whatever the device, so that a seed means the same weights everywhere.
+    """
+    with torch.device("meta" if device == "meta" else "cpu"), seeded(spec.seed):
+        yield
+
+
+@contextmanager
+def loading(spec: ModelSpec, source: Path | str, kind: str) -> Iterator[None]:
+    """What a library's loader raises becomes one DataError that names the source and the kind of model."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise DataError(f"{spec.name}: {source} cannot be loaded as a {kind}: {_first_line(error)}") from error
+
+
+def from_transformers(
+    spec: ModelSpec, model: Any, processor: Any, patterns: Sequence[str], kind: str, **options: Any
+) -> tuple[Any, Any]:
+    """A model and its processor from the hub or a folder through transformers, without remote code or pickles.
+
+    Args:
+        spec: what to load.
+        model, processor: classes with `from_pretrained`.
+        patterns: as in `weights_folder`.
+        kind: what the model is, for errors.
+        options: of `model.from_pretrained`.
+
+    Raises:
+        DataError: there is no such folder, it cannot be loaded, or tensors are missing.
+    """
+    folder = weights_folder(spec, spec.source, patterns)
+    local = {"trust_remote_code": False, "local_files_only": True}
+    with loading(spec, folder, kind):
+        module, report = model.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True, **local, **options)
+        processor = processor.from_pretrained(folder, **local)
+    if missing := sorted(report["missing_keys"]):
+        raise DataError(
+            f"{spec.name}: the weights in {folder} lack {len(missing)} tensors ({', '.join(missing[:3])}, …); "
+            "copy or download the folder again"
+        )
+    return module, processor
+
+
+@contextmanager
 def quiet_logging() -> Iterator[None]:
     """Silence warnings of the libraries' loaders, such as open_clip's that random weights are random."""
     previous = logging.root.manager.disable
@@ -99,9 +148,13 @@ def _download(spec: ModelSpec, repository: str, patterns: Sequence[str]) -> Path
     try:
         return Path(snapshot_download(repository, revision=spec.revision, allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = _first_line(error).rstrip(".")
         raise DataError(
             f"{spec.name}: cannot get {repository} (revision {spec.revision or 'default'}) from the hub: {reason}. "
             "Check the network, the id and access rights; or download it elsewhere and set model.weights=path "
             "model.source=FOLDER; or model.weights=random"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

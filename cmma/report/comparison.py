@@ -18,7 +18,7 @@ _NO_REFERENCE = text_cell("–")
 def tables(inputs: ReportInputs) -> dict[str, Table]:
     """Every table of the report by name, in reading order."""
     made = [
-        sae_quality(inputs), specialisation(inputs),
+        sae_quality(inputs), spliced(inputs), pairs(inputs), specialisation(inputs),
         _beside("hallucination", "Hallucination: change of the rate under intervention (paper, 5.5.1)",
                 references.HALLUCINATION, inputs.hallucination, inputs.commands.get("hallucination", "")),
         evaluation(inputs), causal_trace(inputs), interventions(inputs),
@@ -40,7 +40,8 @@ def sae_quality(inputs: ReportInputs) -> Table:
     columns = {
         "n_latents": ("latents", 0, ""), "expansion": ("expansion", 1, "×"), "fvu": ("FVU", 3, ""),
         "fvu_visual": ("FVU visual", 3, ""), "fvu_textual": ("FVU textual", 3, ""), "l0_visual": ("L0 visual", 1, ""),
-        "l0_textual": ("L0 textual", 1, ""), "dead_fraction": ("dead", 3, ""), "cosine": ("cosine", 3, ""),
+        "l0_textual": ("L0 textual", 1, ""), "gini": ("Gini", 3, ""), "cosine": ("cosine", 3, ""),
+        "dead_fraction": ("dead", 3, ""), "n_records": ("of records", 0, ""),
     }
     command = inputs.commands.get("train-sae", "")
     rows = [
@@ -50,7 +51,24 @@ def sae_quality(inputs: ReportInputs) -> Table:
     ] or [Row("dictionary", (missing(command),) * len(columns))]
     return Table("sae", "Dictionary quality on held-out records",
                  ("dictionary", *(head for head, _, _ in columns.values())), tuple(rows),
-                 "FVU: fraction of variance unexplained. L0: active latents per token. Dead: share of all latents.")
+                 "FVU: fraction of variance unexplained. L0: active latents per token. Gini: of a token's latents. "
+                 "Dead: share of all latents that are silent on so many records.")
+
+
+def spliced(inputs: ReportInputs) -> Table:
+    """What the model does with the dictionary in place of its activations, beside controls and ablations."""
+    return _by_condition(
+        "spliced", "The model with the dictionary spliced in", inputs.spliced, inputs.commands.get("evaluate-sae", ""),
+        "Reconstructions replace the records of the layer, the error is dropped. Recovered: 1 as the clean run, 0 as "
+        "the ablation. Untrained: the same dictionary before its first step.")
+
+
+def pairs(inputs: ReportInputs) -> Table:
+    """What the codes of an image and its text share, beside floors and controls."""
+    return _by_condition(
+        "pairs", "Image and text in the dictionary's codes", inputs.pairs, inputs.commands.get("evaluate-sae", ""),
+        "Held-out samples; codes are the largest activation over the tokens of a modality. Two seeds: the same images, "
+        "or texts, in another dictionary.")
 
 
 def specialisation(inputs: ReportInputs) -> Table:
@@ -78,12 +96,7 @@ def _share(record: Mapping[str, Any], name: str, command: str) -> Cell:
 def evaluation(inputs: ReportInputs) -> Table:
     """One row per metric, one column per condition."""
     command = inputs.commands.get("evaluate", "")
-    metrics = list(dict.fromkeys(name for cells in inputs.evaluation.values() for name in cells))
-    if not metrics:
-        return Table("evaluation", "Evaluation", ("metric", "this run"), (Row("all", (missing(command),)),))
-    rows = [Row(name, tuple(cells.get(name, missing(command)) for cells in inputs.evaluation.values()))
-            for name in metrics]
-    return Table("evaluation", "Evaluation", ("metric", *inputs.evaluation), tuple(rows))
+    return _by_condition("evaluation", "Evaluation", inputs.evaluation, command, absent=missing(command))
 
 
 def causal_trace(inputs: ReportInputs) -> Table:
@@ -134,6 +147,18 @@ def control(inputs: ReportInputs) -> Table:
                  Row(f"{dimension} (paper)", tuple(paper.values()), "paper")]
     return Table("control", "Controllable generation (paper, Table 2)",
                  ("control dimension", *references.CONTROL_COLUMNS), tuple(rows))
+
+
+def _by_condition(
+    name: str, title: str, found: Mapping[str, Mapping[str, Cell]], command: str, note: str = "",
+    absent: Cell = _NO_REFERENCE,
+) -> Table:
+    """One row per metric, one column per condition; `absent` stands where a condition lacks a metric."""
+    metrics = dict.fromkeys(metric for cells in found.values() for metric in cells)
+    if not metrics:
+        return Table(name, title, ("metric", "this run"), (Row("all", (missing(command),)),))
+    rows = [Row(metric, tuple(cells.get(metric, absent) for cells in found.values())) for metric in metrics]
+    return Table(name, title, ("metric", *found), tuple(rows), note)
 
 
 def _beside(name: str, title: str, paper: Mapping[str, Cell], ours: Mapping[str, Cell], command: str) -> Table:

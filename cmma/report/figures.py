@@ -121,9 +121,10 @@ def mirrored_histogram(
 
 
 def stacked_histogram(
-    edges: np.ndarray, counts_by_class: dict[str, np.ndarray], x_label: str, width: float = 460, height: float = 170
+    edges: np.ndarray, counts_by_class: dict[str, np.ndarray], x_label: str, width: float = 460, height: float = 170,
+    log: bool = True,
 ) -> Markup:
-    """A histogram whose bars are stacked by feature class; edges are log10."""
+    """A histogram whose bars are stacked by feature class; with `log` the edges are log10 of what is labelled."""
     left, right, top, bottom = 34.0, 10.0, 8.0, 34.0
     total = sum(counts_by_class.values())
     peak = max(int(np.max(total)), 1)
@@ -141,7 +142,7 @@ def stacked_histogram(
              _text(left - 5, top + 8, f"{peak:,}", "end", "tick"), _text(left - 5, height - bottom, "0", "end", "tick")]
     for edge in edges[np.isclose(edges, np.round(edges))]:
         x = left + (width - left - right) * (edge - edges[0]) / (edges[-1] - edges[0])
-        body.append(_text(x, height - 18, f"{10.0 ** edge:g}", "middle", "tick"))
+        body.append(_text(x, height - 18, f"{10.0 ** edge if log else edge:g}", "middle", "tick"))
     body.append(_text((left + width - right) / 2, height - 4, x_label, "middle", "tick"))
     return _svg(width, height, x_label, body)
 

@@ -75,7 +75,7 @@ class ReportInputs:
         artifacts: provenance. commands: stage name → command line that would measure what is missing.
         environment: package → version.
         sae: one row per dictionary: `artifact, model, layer, arch, n_latents, expansion, fvu, fvu_visual, fvu_textual,
-            l0_visual, l0_textual, dead_fraction, cosine`; absent columns print as not measured.
+            l0_visual, l0_textual, gini, dead_fraction, n_records, cosine`; absent columns print as not measured.
         specialisation: Table 1, one row per model or layer: `model` (label), `layer`, `visual, textual, cross_modal,
             mixed` in percent of the live features, `visual_error …` (optional), `kind` (what the ± is), `n` (seeds),
             `dead` in percent of all, `artifact`.
@@ -93,6 +93,9 @@ class ReportInputs:
         consistency: by the names of `references.CONSISTENCY`. control: Table 2, dimension → column → cell.
         interpretability: by the names of `references.INTERPRETABILITY`.
         evaluation: condition (split, with or without intervention) → metric → cell.
+        pairs: condition (the dictionary, its floors and controls) → metric of image–text pairs → cell.
+        spliced: condition (clean, the dictionary, controls and ablations) → metric and whose tokens → cell.
+        modality_histogram: live latents by modality score, in bins of equal width from 0 (texts) to 1 (images).
     """
 
     title: str = "Cross-modal mechanistic analysis"
@@ -119,3 +122,6 @@ class ReportInputs:
     control: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)
     interpretability: Mapping[str, Cell] = field(default_factory=dict)
     evaluation: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)
+    pairs: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)
+    spliced: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)
+    modality_histogram: Sequence[int] = ()

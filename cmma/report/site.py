@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def _write_all(inputs: ReportInputs, folder: Path, tau: float) -> None:
             (folder / "tables" / f"{table.name}.{extension}").write_text(convert(table), encoding="utf-8")
     shown = {name: Markup(table.to_html("provenance.html#")) for name, table in made.items()}
     write("index.html", "index.html", "", inputs=inputs, tables=shown, cards=_cards(inputs),
-          densities=_densities(inputs.features))
+          densities=_densities(inputs.features), modality_scores=_modality_scores(inputs.modality_histogram))
     write("features.html", "features.html", "", data=_embedded(list_data(inputs, index)))
     write("graph.html", "graph.html", "", graphs=_graphs(inputs, index), table=shown["cmig"])
     write("causal.html", "causal.html", "", maps=[_causal_map(trace) for trace in inputs.traces],
@@ -149,6 +149,18 @@ def _densities(features: pd.DataFrame | None) -> Markup | None:
         for name in figures.CLASS_LABELS if name != "dead"
     }
     return figures.stacked_histogram(edges, counts, "share of tokens on which a feature is active (log scale)")
+
+
+def _modality_scores(counts: Sequence[int]) -> Markup | None:
+    """Live latents from those of texts alone to those of images alone; the outer bins are the 5% at either end."""
+    if not sum(counts):
+        return None
+    by_class = {name: np.zeros(len(counts), dtype=int) for name in ("textual", "cross_modal", "visual")}
+    for index, count in enumerate(counts):
+        name = {0: "textual", len(counts) - 1: "visual"}.get(index, "cross_modal")
+        by_class[name][index] = count
+    label = "modality score: 0 fires for texts alone, 1 for images alone"
+    return figures.stacked_histogram(np.linspace(0, 1, len(counts) + 1), by_class, label, log=False)
 
 
 def _graphs(inputs: ReportInputs, index: FeatureIndex) -> list[dict[str, Any]]:

@@ -188,6 +188,8 @@ class OptimConfig:
     """Records per step, over all ranks."""
     epochs: float = 50.0
     """Passes over the training records, at most; `steps` overrides it."""
+    order_seed: int = 0
+    """The order of the records; runs of a sweep that share it share one pass over the activations."""
     steps: int | None = None
     """Optimiser steps, at most; null = from `epochs`."""
     warmup: int = 100

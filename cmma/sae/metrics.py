@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,15 @@ from cmma.sae.architectures.base import SparseAutoencoder
 from cmma.sae.records import RecordBatch
 from cmma.sae.standardiser import N_MODALITIES, modality_one_hot
 
+_NAMED = (Modality.VISUAL, Modality.TEXTUAL, Modality.JOINT)
+RAREST, BINS = -6.0, 24
+"""Bins of log10 activation frequency, from here to 0; what is rarer falls into the first one."""
+
 
 def gini(latents_BK: Tensor) -> Tensor:
-    """Gini coefficient of each record's latents, [B]: 0 if all are equal, 1 − 1/K if one alone is active.
+    """Gini coefficient of each row of non-negative values, [B]: 0 if all are equal, 1 − 1/K if one alone is active.
 
-    Hurley & Rickard 2009: 1 − 2 Σ_i (a_(i) / ‖a‖₁) (K − i + ½) / K over the ascending order; 0 for a silent record.
+    Hurley & Rickard 2009: 1 − 2 Σ_i (a_(i) / ‖a‖₁) (K − i + ½) / K over the ascending order; 0 for a silent row.
     """
     n_latents = latents_BK.shape[1]
     most = max(1, int((latents_BK > 0).sum(1).max()))  # zeros sort first and contribute nothing
@@ -83,11 +87,48 @@ class SAEMetrics(nn.Module):
         """E[a_i | modality] over the records seen, [3, K]; 0 for an absent modality."""
         return self.activation_MK / self.count_M.clamp_min(1)[:, None]
 
+    @property
+    def mean_MD(self) -> Tensor:
+        """Mean record of each modality in the model's units, [3, d]; 0 for an absent modality."""
+        return self.sum_MD / self.count_M.clamp_min(1)[:, None]
+
+    def frequency_histogram(self) -> dict[str, list[float]]:
+        """How many latents have which activation frequency: `log10_edges`, and counts for `all` and each modality seen.
+
+        Latents that never fired are in no bin: they are `dead_fraction`.
+        """
+        seen = {"all": (self.fired_MK.sum(0), self.count_M.sum())} | {
+            m.name.lower(): (self.fired_MK[m], self.count_M[m]) for m in _NAMED if self.count_M[m] > 0
+        }
+        histogram = {"log10_edges": torch.linspace(RAREST, 0, BINS + 1).tolist()}
+        for name, (fired_K, count) in seen.items():
+            exponent_K = (fired_K[fired_K > 0] / count).log10().clamp_min(RAREST)
+            histogram[name] = exponent_K.cpu().histc(BINS, RAREST, 0).tolist()
+        return histogram
+
+    def dead_fraction_after(self, n_records: Sequence[int]) -> list[float]:
+        """Share of the latents that are silent on n records, for each n up to the number of records seen.
+
+        A dead fraction falls with the records it is judged on. This is its expectation over which n of the N records
+        seen are looked at: a latent that fired on f of them is missed with probability C(N − f, n) / C(N, n)
+        (rarefaction, Hurlbert 1971). It needs no more than the counts, so ranks add up.
+
+        Raises:
+            ValueError: more records than were seen.
+        """
+        total, n_N1 = self.count_M.sum(), self.count_M.new_tensor(list(n_records))[:, None]
+        if (n_N1 > total).any():
+            raise ValueError(f"{int(n_N1.max())} records were asked for and {int(total)} were seen")
+        silent_K = total - self.fired_MK.sum(0)
+        return (_log_choose(silent_K, n_N1) - _log_choose(total, n_N1)).exp().mean(1).tolist()
+
     def summary(self) -> dict[str, float]:
         """Every metric as a plain number; those of a modality only if it had records.
 
-        Keys: n_records, fvu, fvu_within, cosine, l0, gini, dead_fraction (latents silent on every record seen), and
-        fvu_*, cosine_*, l0_*, gini_*, dead_fraction_* for visual, textual, joint.
+        Keys: n_records, fvu, fvu_within, cosine, l0, gini (of the latents of a record, mean over records), mass_gini
+        (of the total activation of each latent: how unevenly the dictionary is used), dead_fraction (latents silent on
+        every record seen), and n_records_*, fvu_*, cosine_*, l0_*, gini_*, mass_gini_*, dead_fraction_* for visual,
+        textual, joint.
 
         Raises:
             DataError: no record was seen.
@@ -102,35 +143,56 @@ class SAEMetrics(nn.Module):
             "n_records": n, "fvu": _ratio(float(self.error_M.sum()), variance),
             "fvu_within": _ratio(float(self.error_M.sum()), float(within_M.sum())),
             "cosine": float(self.cosine_M.sum()) / n, "l0": float(self.l0_M.sum()) / n,
-            "gini": float(self.gini_M.sum()) / n,
+            "gini": float(self.gini_M.sum()) / n, "mass_gini": float(gini(self.activation_MK.sum(0, keepdim=True))),
             "dead_fraction": float((self.fired_MK.sum(0) == 0).double().mean()),
         }
-        for m in (Modality.VISUAL, Modality.TEXTUAL, Modality.JOINT):
+        mass_gini_M = gini(self.activation_MK)
+        for m in _NAMED:
             count, name = float(self.count_M[m]), m.name.lower()
             if count:
+                result[f"n_records_{name}"] = count
                 result[f"fvu_{name}"] = _ratio(float(self.error_M[m]), float(within_M[m]))
+                result[f"mass_gini_{name}"] = float(mass_gini_M[m])
                 for key in ("cosine", "l0", "gini"):
                     result[f"{key}_{name}"] = float(getattr(self, f"{key}_M")[m]) / count
                 result[f"dead_fraction_{name}"] = float((self.fired_MK[m] == 0).double().mean())
         return result
 
 
+def measure(
+    sae: SparseAutoencoder, batches: Iterable[RecordBatch], also: Callable[[RecordBatch, Tensor], None] | None = None
+) -> SAEMetrics:
+    """The sums over all batches; `evaluate_sae` for the numbers alone. `also` is given each batch with its latents."""
+    return measure_together([sae], batches, also)[0]
+
+
 @torch.no_grad()
-def measure(sae: SparseAutoencoder, batches: Iterable[RecordBatch]) -> SAEMetrics:
-    """The sums over all batches; `evaluate_sae` for the numbers alone."""
-    device = sae.W_enc.device
-    metrics = SAEMetrics(sae.d, sae.config.n_latents).to(device)
+def measure_together(
+    saes: Sequence[SparseAutoencoder], batches: Iterable[RecordBatch],
+    also: Callable[[RecordBatch, Tensor], None] | None = None,
+) -> list[SAEMetrics]:
+    """The sums of several dictionaries on one device over all batches, which are read once; `also` as in `measure`."""
+    device = saes[0].W_enc.device
+    measured = [SAEMetrics(sae.d, sae.config.n_latents).to(device) for sae in saes]
     for batch in batches:
         records = batch.to(device)
-        out = sae(records.acts_BD, records.modality_B, records.context_BCD)
-        latents_BK = sae.mesh.all_latents(out.latents_BK)
-        metrics.update(records.acts_BD, out.reconstruction_BD, latents_BK, records.modality_B)
-    return metrics
+        for sae, metrics in zip(saes, measured, strict=True):
+            out = sae(records.acts_BD, records.modality_B, records.context_BCD)
+            latents_BK = sae.mesh.all_latents(out.latents_BK)
+            metrics.update(records.acts_BD, out.reconstruction_BD, latents_BK, records.modality_B)
+            if also is not None:
+                also(records, latents_BK)
+    return measured
 
 
 def evaluate_sae(sae: SparseAutoencoder, batches: Iterable[RecordBatch]) -> dict[str, float]:
     """Metrics of a dictionary on some records, usually `reader.held_out(batch_size)`; keys: `SAEMetrics.summary`."""
     return measure(sae, batches).summary()
+
+
+def _log_choose(n: Tensor, k: Tensor) -> Tensor:
+    """log C(n, k); −∞ where k > n."""
+    return torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
 
 
 def _ratio(numerator: float, denominator: float) -> float:

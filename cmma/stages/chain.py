@@ -56,6 +56,7 @@ _HEADLINES = {
     "trace": ("n_used", "clean", "corrupt", "strongest", "strongest_recovery"),
     "intervene": ("shift", "excess_over_random_features", "excess_over_random_directions"),
     "build-cmig": ("features", "pairs", "significant_excess"),
+    "evaluate-sae": ("code_cosine", "modality_share", "recovered"),
     "evaluate": ("metrics",),
 }
 

@@ -6,9 +6,18 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from cmma.artifacts.keys import artifact_key, expand, fingerprint_files, fingerprint_images, fingerprint_model
+from cmma.artifacts.keys import (
+    artifact_key,
+    expand,
+    fingerprint_contents,
+    fingerprint_files,
+    fingerprint_images,
+    fingerprint_model,
+)
 from cmma.config import Config, load_group
 from cmma.models.spec import ModelSpec, model_folder
+from cmma.sae.interchange.config import ImportConfig
+from cmma.sae.interchange.source import dictionary_files, local_folder
 from cmma.stages.table import STAGES
 
 
@@ -35,8 +44,10 @@ class Keys:
         return direct | self._reported if stage == "report" else direct
 
     def config(self, stage: str) -> dict[str, Any]:
-        """The semantic configuration of a stage."""
-        return {name: self._section(name) for name in STAGES[stage].sections}
+        """The semantic configuration of a stage. A dictionary that is imported depends on nothing of training."""
+        imports = stage == "train-sae" and self._config.imported.source
+        sections = ("layer", "imported") if imports else STAGES[stage].sections
+        return {name: self._section(name) for name in sections}
 
     def _section(self, name: str) -> Any:
         if name not in self._sections:
@@ -59,8 +70,12 @@ class Keys:
             section["source"] = fingerprint_model(model_folder(config.model.source))
         if name == "dataset":
             section["path"] = dataset_fingerprint(config)
-        if name == "metric":
-            section["encoder"] = encoder_identity(config)
+        if name in ("metric", "sae_metric"):
+            section["encoder"] = encoder_identity(section["encoder"])
+        if name == "imported":
+            section = dictionary_identity(config.imported)
+        if name == "interpret" and config.imported.source:  # what a class is; a trained dictionary's key has `sae`
+            section |= {"tau": config.sae.tau, "any": config.sae.any}
         return section
 
 
@@ -77,9 +92,21 @@ def dataset_fingerprint(config: Config) -> str | None:
     return fingerprint_files(find_tars(folder))
 
 
-def encoder_identity(config: Config) -> list[str | None]:
-    """What stands behind `metric.encoder`: its name and its weights. Raises ConfigError when there is no such model."""
-    spec = ModelSpec(**load_group("model", config.metric.encoder))
+def dictionary_identity(imported: ImportConfig) -> dict[str, Any]:
+    """What is imported: the files of a local folder, or what was asked of the hub.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    folder = local_folder(imported.source, imported.subfolder)
+    if folder is None:
+        return dataclasses.asdict(imported)
+    return {"files": fingerprint_contents(dictionary_files(folder))}
+
+
+def encoder_identity(name: str) -> list[str | None]:
+    """What stands behind an `encoder`: its name and its weights. Raises ConfigError when there is no such model."""
+    spec = ModelSpec(**load_group("model", name))
     folder = model_folder(spec.source)
     local = spec.weights == "path" and folder.is_dir()
     return [spec.name, fingerprint_model(folder) if local else spec.source, spec.revision]

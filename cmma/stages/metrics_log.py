@@ -30,7 +30,7 @@ class MetricsLog:
             self._wandb = wandb.init(
                 project=self._config.logger.project, mode=cast(Any, self._config.logger.mode),
                 dir=self._path.parent.parent, config=dataclasses.asdict(self._config), id=self._path.parent.name,
-                resume="allow",
+                resume="allow", reinit="create_new",  # dictionaries that train together have a run each
             )
         self._last = None
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,10 @@ from cmma.stages.table import STAGES
 from cmma.statistics.correction import holm
 
 _MODULES = {"residual": "residual stream", "mlp": "MLP output", "attention": "attention output"}
-# Metrics of `evaluate` that are shares and print in percent.
+# Metrics that are shares and print in percent.
 _SHARES = (
     "chair_", "recall", "hallucination_", "objects_described", "question_accuracy", "image_to_text", "text_to_image",
-    "prompt_",
+    "prompt_", "answer_accuracy", "modality_share", "dead_fraction", "support_jaccard",
 )
 
 
@@ -51,6 +51,8 @@ def gather(config: Config, parents: Mapping[str, Artifact], overrides: Sequence[
     if dictionary is not None:
         summary = dictionary.summary
         parts["sae"] = pd.DataFrame([{**summary, "artifact": dictionary.key, "model": config.model.name}])
+    if "evaluate-sae" in parents:
+        parts |= _dictionary(parents["evaluate-sae"])
     if interpret is not None:
         parts |= _interpretation(config, data, interpret)
     if graph is not None:
@@ -169,14 +171,30 @@ def _network(graph: Artifact) -> dict[str, Cell]:
     return named
 
 
+def _dictionary(artifact: Artifact) -> dict[str, Any]:
+    pairs, spliced = (artifact.read_table(f"{name}.parquet").to_dict("records") for name in ("pairs", "spliced"))
+    for row in spliced:
+        row["metric"] += f", {row['tokens']}"
+    return {
+        "pairs": _by_condition(pairs, "condition", artifact), "spliced": _by_condition(spliced, "condition", artifact),
+        "modality_histogram": artifact.summary["modality_histogram"],
+    }
+
+
 def _evaluation(artifact: Artifact) -> dict[str, dict[str, Cell]]:
+    return _by_condition(artifact.read_table("metrics.parquet").to_dict("records"), "split", artifact)
+
+
+def _by_condition(
+    rows: Sequence[dict[Hashable, Any]], condition: str, artifact: Artifact
+) -> dict[str, dict[str, Cell]]:
     found: dict[str, dict[str, Cell]] = {}
-    for row in artifact.read_table("metrics.parquet").to_dict("records"):
+    for row in rows:
         share = row["metric"].startswith(_SHARES)
         scale = 100.0 if share else 1.0
         value, low, high = (None if pd.isna(row[k]) else scale * row[k] for k in ("value", "low", "high"))
-        found.setdefault(row["split"], {})[row["metric"]] = Cell(
-            value, low, high, kind=row["kind"], n=int(row["n"]), unit="%" if share else "", digits=1 if share else 3,
-            artifact=artifact.key,
+        found.setdefault(row[condition], {})[row["metric"]] = Cell(
+            "undefined" if value is None else value, low, high, kind=row["kind"], n=int(row["n"]),
+            unit="%" if share else "", digits=1 if share else 3, artifact=artifact.key,
         )
     return found

@@ -6,7 +6,7 @@ import importlib
 import os
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,19 +64,36 @@ def run_stage(name: str, config: Config, overrides: Sequence[str] = ()) -> Artif
     Raises:
         MissingParent: a parent is not finished; the message is the command that makes it.
     """
+    return make(*open_stage(name, config, overrides))
+
+
+def open_stage(name: str, config: Config, overrides: Sequence[str] = ()) -> tuple[Stage, Keys]:
+    """A stage with its parents, and the keys of its configuration. Raises MissingParent, as `run_stage`."""
     root = outputs_folder(config)
     keys, parents = open_parents(name, config, root, overrides)
     artifact = Artifact(root, name, keys.key(name))
-    if artifact.finished:
-        return _announce(artifact, "done before", root)
-    artifact.start(OmegaConf.to_yaml(OmegaConf.structured(config)))
-    if config.launch.kind == "torchrun" and STAGES[name].parallel:
+    device = "" if artifact.finished else resolve_device(config)  # what is done needs no torch
+    return Stage(name, config, artifact, parents, device=device, overrides=overrides), keys
+
+
+def make(stage: Stage, keys: Keys) -> Artifact:
+    """Skip a stage or do it, here or in elastic workers; returns its finished artifact."""
+    if stage.artifact.finished:
+        return announce(stage, "done before")
+    start(stage)
+    launch = stage.config.launch
+    if launch.kind == "torchrun" and STAGES[stage.name].parallel:
         from cmma.launch import launch_workers
 
-        launch_workers(name, artifact.path("resolved.yaml"), config.launch)
+        launch_workers(stage.name, stage.artifact.path("resolved.yaml"), launch)
     else:
-        execute(Stage(name, config, artifact, parents, device=resolve_device(config), overrides=overrides), keys)
-    return _announce(Artifact(root, name, artifact.key), "finished", root)
+        execute(stage, keys)
+    return announce(stage, "finished")
+
+
+def start(stage: Stage) -> None:
+    """Make the artifact's folder, with the configuration in it."""
+    stage.artifact.start(OmegaConf.to_yaml(OmegaConf.structured(stage.config)))
 
 
 def execute(stage: Stage, keys: Keys) -> None:
@@ -85,10 +102,15 @@ def execute(stage: Stage, keys: Keys) -> None:
     started = time.perf_counter()
     summary = _module(stage.name).run(stage)
     if stage.rank == 0:
-        stage.artifact.commit(
-            version=STAGES[stage.name].version, config=keys.config(stage.name), parents=keys.parents(stage.name),
-            summary=summary, device=stage.device, seconds=time.perf_counter() - started,
-        )
+        commit(stage, keys, summary, time.perf_counter() - started)
+
+
+def commit(stage: Stage, keys: Keys, summary: Mapping[str, Any], seconds: float) -> None:
+    """Declare the artifact finished."""
+    stage.artifact.commit(
+        version=STAGES[stage.name].version, config=keys.config(stage.name), parents=keys.parents(stage.name),
+        summary=summary, device=stage.device, seconds=seconds,
+    )
 
 
 def open_parents(
@@ -140,8 +162,10 @@ def _module(name: str) -> Any:
     return importlib.import_module(f"cmma.stages.{name.replace('-', '_')}")
 
 
-def _announce(artifact: Artifact, state: str, root: Path) -> Artifact:
+def announce(stage: Stage, state: str) -> Artifact:
+    """The last line that a stage prints: key and folder of its artifact. Publishes the report."""
+    artifact = stage.artifact
     if artifact.stage == "report":
-        publish(artifact, root)
+        publish(artifact, outputs_folder(stage.config))
     say(f"{artifact.stage} {artifact.key} {state}: {artifact.folder}")
     return artifact

@@ -50,6 +50,11 @@ STAGES: dict[str, StageSpec] = {
     "build-cmig": StageSpec(
         "measure feature interactions and build the cross-modal graph", ("cmig",), ("interpret",)
     ),
+    "evaluate-sae": StageSpec(
+        "reconstruction, codes of image–text pairs, and the model with the dictionary spliced in, beside controls",
+        ("sae_metric", "seed"),
+        ("train-sae",),
+    ),
     "evaluate": StageSpec(
         "hallucination, question accuracy, CLIP-Score, Fréchet distance",
         ("model", "metric"),
@@ -60,7 +65,9 @@ STAGES: dict[str, StageSpec] = {
 }
 
 # What the report shows when it exists; it waits for none of them.
-REPORTED = ("cache-activations", "train-sae", "interpret", "trace", "intervene", "build-cmig", "evaluate")
+REPORTED = (
+    "cache-activations", "train-sae", "interpret", "trace", "intervene", "build-cmig", "evaluate-sae", "evaluate",
+)
 
 
 def ancestors(stage: str) -> list[str]:

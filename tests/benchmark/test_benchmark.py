@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from scipy.stats import binom
 
 from cmma.benchmark.config import BenchmarkConfig
@@ -24,40 +22,37 @@ from cmma.models.spec import ModelSpec
 from cmma.testbed.planted.atoms import plant_atoms
 from cmma.testbed.planted.config import CircuitConfig, PlantedConfig
 
-# As many atoms as dimensions, so that the true dictionary can be inverted.
-INVERTIBLE = PlantedConfig(d=36, n_visual=12, n_textual=12, n_shared=12, cosine=1.0, noise=0.0, offset=0.0,
-                           density=0.15, exponent=0.0)
-CONFIG = BenchmarkConfig(planted=INVERTIBLE, scale=0.2, n_latents=36, seeds=1)
 MODEL = ModelSpec()
 
 
-class Oracle:
-    """The true atoms as a dictionary whose codes are the true ones."""
-
-    def __init__(self, world):
-        self.decoder_MKW = torch.from_numpy(world.test.atoms.directions_MAW).float()
-        self.scale_M = torch.tensor([INVERTIBLE.visual_scale, INVERTIBLE.textual_scale])
-        # At ρ = 1 an atom has one direction, in whichever modality it is present.
-        self.directions_KW = torch.where(self.decoder_MKW[0].any(1, keepdim=True), *self.decoder_MKW)
-
-    def encode(self, acts_BW, modality_B):
-        scaled_BW = acts_BW / self.scale_M[modality_B.long(), None]
-        codes_BK = torch.linalg.solve(self.directions_KW.T.double(), scaled_BW.double().T).T.float()
-        return torch.where(codes_BK > 1e-3, codes_BK, 0)
-
-    def decode(self, latents_BK, modality_B):
-        return latents_BK @ self.directions_KW * self.scale_M[modality_B.long(), None]
-
-
 @pytest.fixture(scope="module")
-def planted():
-    task = PlantedTask(CONFIG, MODEL)
+def planted(oracle):
+    task = PlantedTask(BenchmarkConfig(planted=oracle.planted, scale=0.2, n_latents=36, seeds=1), MODEL)
     return task, task.world(0)
 
 
-def test_the_true_atoms_score_one(planted):
+def test_a_context_is_for_codes_and_not_for_what_is_asked_of_pairs(planted, oracle):
+    class Peeping(oracle):
+        """Its codes are those of the other token of the pair, where it is allowed to see it."""
+
+        attends = True
+
+        def encode(self, acts_BW, modality_B, context_BCW=None):
+            if context_BCW is None:
+                return super().encode(acts_BW, modality_B)
+            return super().encode(context_BCW[:, 0], 1 - modality_B)
+
     task, world = planted
-    scores = task.score(Oracle(world), world)
+    honest, peeping = task.score(oracle(world), world), task.score(Peeping(world), world)
+    for name in ("retrieval", "code_cosine", "support_jaccard", "cross_error", "concept_jaccard"):
+        assert peeping[name] == honest[name]
+    assert peeping["activation_f1"] < 0.7 < honest["activation_f1"]
+    assert peeping["fvu_visual"] > 0.5
+
+
+def test_the_true_atoms_score_one(planted, oracle):
+    task, world = planted
+    scores = task.score(oracle(world), world)
     perfect = ("max_cosine", "matched_cosine", "recall_visual", "recall_textual", "recall_shared", "cr",
                "class_accuracy_free")
     assert {name: scores[name] for name in perfect} == pytest.approx(dict.fromkeys(perfect, 1.0), abs=1e-5)
@@ -69,9 +64,9 @@ def test_the_true_atoms_score_one(planted):
     assert scores["l0"] == pytest.approx(float((world.test.codes_NMA > 0).sum(2).mean()), rel=1e-3)
 
 
-def test_against_shuffled_truth_the_true_atoms_score_chance(planted):
+def test_against_shuffled_truth_the_true_atoms_score_chance(planted, oracle):
     task, world = planted
-    scores, chance = task.score(Oracle(world), task.shuffle(world, 0)), task.chance(world)
+    scores, chance = task.score(oracle(world), task.shuffle(world, 0)), task.chance(world)
     queries = 2 * (len(world.test) // 100) * 100
     assert binom.sf(round(scores["retrieval"] * queries) - 1, queries, chance["retrieval"]) > 1e-4
     units = 48  # atoms, the shared ones once in each modality
@@ -174,4 +169,4 @@ def test_every_task_names_methods_that_exist(name):
     module, attribute = TASKS[name].split(":")
     task: type[Task] = getattr(import_module(module), attribute)
     assert find_methods(task.protocol, [*task.default_methods, *task.controls])
-    assert replace(CONFIG, task=name).task == name
+    assert BenchmarkConfig(task=name).task == name

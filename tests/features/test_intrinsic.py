@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.stats import pearsonr
 
-from cmma.features.intrinsic import LogHistogram, cross_modal_consistency, gini, monosemanticity
+from cmma.features.intrinsic import LogHistogram, cross_modal_consistency, cross_monosemanticity, monosemanticity
 
 
 def test_monosemanticity_equals_the_pairwise_definition():
@@ -42,13 +42,24 @@ def test_monosemanticity_is_undefined_without_a_pair():
     assert math.isnan(float(monosemanticity(torch.ones(3, 1), torch.eye(3))))
 
 
-def test_gini_of_known_distributions():
-    assert float(gini(torch.ones(10))) == pytest.approx(0.0)
-    assert float(gini(torch.tensor([0.0, 0.0, 0.0, 5.0]))) == pytest.approx(3 / 4)
-    assert float(gini(torch.arange(1, 101).double())) == pytest.approx(99 / 300)  # (n − 1) / 3n for 1 … n
-    values = torch.rand(30, 3, generator=torch.Generator().manual_seed(0)).double()
-    pairwise = (values[:, None] - values[None]).abs().sum((0, 1)) / (2 * 30 * values.sum(0))
-    torch.testing.assert_close(gini(values, dim=0), pairwise)
+def test_cross_monosemanticity_equals_the_pairwise_definition():
+    """The activation-weighted mean of cos(image i, text j) over the pairs of different samples."""
+    generator = torch.Generator().manual_seed(0)
+    visual_NK, textual_NK = torch.rand(2, 12, 3, generator=generator).double().square()
+    image_ND, text_ND = torch.randn(2, 12, 5, generator=generator).double()
+    found_K = cross_monosemanticity(visual_NK, textual_NK, image_ND, text_ND)
+    for feature in range(3):
+        v, t = visual_NK[:, feature], textual_NK[:, feature]
+        v, t = (v - v.min()) / (v.max() - v.min()), (t - t.min()) / (t.max() - t.min())
+        above = below = 0.0
+        for i in range(12):
+            for j in range(12):
+                if i != j:
+                    cosine = image_ND[i] @ text_ND[j] / (image_ND[i].norm() * text_ND[j].norm())
+                    above += float(v[i] * t[j] * cosine)
+                    below += float(v[i] * t[j])
+        assert float(found_K[feature]) == pytest.approx(above / below, abs=1e-12)
+    assert cross_monosemanticity(visual_NK, torch.zeros(12, 3), image_ND, text_ND).isnan().all()
 
 
 def test_consistency_is_pearsons_r_over_samples_with_both_modalities():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from cmma.testbed.language import NUMBERS
 from cmma.testbed.scenes import SHAPES
@@ -51,3 +52,31 @@ def brute_force(objects: list[dict], question: str) -> str:
 def _brute_force():
     """(objects, question) → the answer, found by trying every object."""
     return brute_force
+
+
+@pytest.fixture(name="assert_resumes")
+def _assert_resumes(tmp_path):
+    """(train, kill_at): `train(folder, tick)` → weights; killed at its `kill_at`-th tick it goes on to the same."""
+
+    class Killed(Exception):
+        pass
+
+    def run(train, folder, kill_at=None):
+        ticks = []
+
+        def tick():
+            ticks.append(1)
+            if len(ticks) == kill_at:
+                raise Killed
+
+        folder.mkdir(exist_ok=True)
+        return train(folder, tick)
+
+    def check(train, kill_at):
+        undisturbed = run(train, tmp_path / "undisturbed")
+        with pytest.raises(Killed):
+            run(train, tmp_path / "killed", kill_at)
+        resumed = run(train, tmp_path / "killed")
+        assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)
+
+    return check

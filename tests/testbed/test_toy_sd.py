@@ -98,31 +98,17 @@ def test_batches_are_functions_of_seed_and_step():
         assert not torch.equal(a[-1], other[-1])
 
 
-def test_a_killed_run_continues_to_the_same_weights(tmp_path, monkeypatch):
+def test_a_killed_run_continues_to_the_same_weights(assert_resumes, monkeypatch):
     monkeypatch.setattr(sd, "train", partial(train, save_every=0.0))
     recipe = Recipe(steps=10, batch=2, lr=1e-2, warmup=3)
     job = sd.sd_job(recipe, recipe, recipe, n_scenes=8)
 
-    class Killed(Exception):
-        pass
-
-    def run(out, kill_at=None):
-        out.mkdir(exist_ok=True)
-        model, previews = tiny(), []
-
-        def preview():
-            previews.append(1)
-            if len(previews) == kill_at:
-                raise Killed
-
-        job.train(model, out, 0, preview)
+    def run(folder, tick):
+        model = tiny()
+        job.train(model, folder, 0, tick)
         return model.state_dict()
 
-    undisturbed = run(tmp_path / "a")
-    with pytest.raises(Killed):
-        run(tmp_path / "b", kill_at=6)
-    resumed = run(tmp_path / "b")
-    assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)
+    assert_resumes(run, kill_at=6)
 
 
 def test_the_job_leaves_a_pipeline_that_diffusers_loads(tmp_path):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cmma.benchmark.codes import Codes, encode_tokens, latent_classes
 from cmma.benchmark.config import BenchmarkConfig
 from cmma.benchmark.protocols import Budget, Dictionary, DictionaryMethod
 from cmma.benchmark.recovery import RECALL_AT, Matching, match, random_cosines, recovery
@@ -21,9 +22,9 @@ from cmma.features.pairing import (
     concept_jaccard,
     modality_score,
     normalised_error,
+    retrievable,
     support_jaccard,
 )
-from cmma.features.specialisation import ActivationSums, specialise
 from cmma.modality import Modality
 from cmma.models.spec import ModelSpec
 from cmma.sae.metrics import SAEMetrics
@@ -32,7 +33,6 @@ from cmma.testbed.planted.activations import PlantedSamples, plant
 from cmma.testbed.planted.atoms import Atoms, plant_atoms
 from cmma.testbed.planted.config import CLASSES
 
-_TAU = 0.1
 _BLOCK = 100  # candidates of retrieval
 _MIDDLE = (0.05, 0.95)  # modality scores of a latent that both modalities use
 _OTHER_WORLD = 2**20  # added to the seed of atoms that the data were not made from
@@ -58,17 +58,6 @@ class PlantedWorld:
     class_A: np.ndarray
     truth_N: np.ndarray
     partner_N: np.ndarray
-
-
-class _Codes(NamedTuple):
-    """The test set through a dictionary: latents [N, K] of image and text tokens, made one modality at a time."""
-
-    visual_NK: Tensor
-    textual_NK: Tensor
-
-    @property
-    def strongest_NK(self) -> Tensor:
-        return torch.maximum(self.visual_NK, self.textual_NK)
 
 
 class PlantedTask(Task):
@@ -154,19 +143,18 @@ class PlantedTask(Task):
     def score(self, found: Dictionary, world: PlantedWorld) -> dict[str, float]:
         """All metrics on the test samples."""
         acts_NMW = torch.from_numpy(world.test.acts_NMW)
-        modality_MN = torch.arange(2, dtype=torch.int8)[:, None].expand(2, len(acts_NMW))
-        codes = _Codes(*(found.encode(acts_NMW[:, m], modality_MN[m]) for m in (Modality.VISUAL, Modality.TEXTUAL)))
+        alone, codes = encode_tokens(found, acts_NMW), encode_tokens(found, acts_NMW, in_context=True)
         decoder_MKW = found.decoder_MKW.numpy()
         matching = match(decoder_MKW, world.test.atoms)
         targets = matching if world.targets is world.test.atoms else match(decoder_MKW, world.targets)
         result = recovery(targets, world.targets)
         result |= {"activation_f1": _activation_f1(codes, matching, world), "label_auroc": _label_auroc(codes, world)}
         result |= _class_accuracy(codes, matching, world)
-        result |= _pairs(codes, found, acts_NMW, world)
-        return result | _reconstruction(codes, found, acts_NMW, modality_MN)
+        result |= _pairs(alone, found, acts_NMW, world)
+        return result | _reconstruction(codes, found, acts_NMW)
 
 
-def _activation_f1(codes: _Codes, matching: Matching, world: PlantedWorld) -> float:
+def _activation_f1(codes: Codes, matching: Matching, world: PlantedWorld) -> float:
     """Threshold on one half of the samples, F1 on the other; an atom without a latent scores 0."""
     choose, score = halves(len(world.test))
     values = []
@@ -183,7 +171,7 @@ def _activation_f1(codes: _Codes, matching: Matching, world: PlantedWorld) -> fl
     return float(np.mean(values))
 
 
-def _label_auroc(codes: _Codes, world: PlantedWorld) -> float:
+def _label_auroc(codes: Codes, world: PlantedWorld) -> float:
     """For each atom the latent of highest AUROC on one half of the samples, scored on the other; mean over atoms."""
     choose, score = halves(len(world.test))
     labels_NA, latents_NK = world.test.carries_NA[world.truth_N], codes.strongest_NK.numpy()
@@ -192,32 +180,24 @@ def _label_auroc(codes: _Codes, world: PlantedWorld) -> float:
     return float(np.nanmean(scored_KA[best_A, np.arange(len(best_A))]))
 
 
-def _class_accuracy(codes: _Codes, matching: Matching, world: PlantedWorld) -> dict[str, float]:
+def _class_accuracy(codes: Codes, matching: Matching, world: PlantedWorld) -> dict[str, float]:
     """Share of recovered atoms (once per modality) whose latent is classified as what the atom is; NaN if none is."""
-    n = len(world.test)
-    sums = ActivationSums(n, codes.visual_NK.shape[1])
-    sample_N = torch.arange(n)
-    for code, latents_NK in enumerate(codes):
-        sums.add(latents_NK, torch.full((n,), code), sample_N)
-    table = specialise(sums, _TAU, n_resamples=200)
-    by_tau_K = table["class"].replace("cross_modal", "shared").to_numpy()
-    larger_K = np.where(table["s_visual"] > table["s_textual"], "visual", "textual")
-    free_K = np.where(table["product"] > 0.5, "shared", larger_K)
+    classes = latent_classes(codes)
     modality, atom = np.nonzero(matching.matched_MA >= RECALL_AT)
     latent, truth = matching.latent_MA[modality, atom], np.array(CLASSES)[world.class_A[atom]]
     if not len(atom):
         return {"class_accuracy": float("nan"), "class_accuracy_free": float("nan")}
     return {
-        "class_accuracy": float((by_tau_K[latent] == truth).mean()),
-        "class_accuracy_free": float((free_K[latent] == truth).mean()),
+        "class_accuracy": float((classes.by_tau_K[latent] == truth).mean()),
+        "class_accuracy_free": float((classes.free_K[latent] == truth).mean()),
     }
 
 
-def _pairs(codes: _Codes, found: Dictionary, acts_NMW: Tensor, world: PlantedWorld) -> dict[str, float]:
+def _pairs(codes: Codes, found: Dictionary, acts_NMW: Tensor, world: PlantedWorld) -> dict[str, float]:
     """Metrics of image–text pairs."""
     visual_NK, partner_NK = codes.visual_NK, codes.textual_NK[world.partner_N]
     strangers_NK = codes.textual_NK.roll(1, 0)
-    ranks = retrieve(_with_silence(visual_NK, 0), _with_silence(partner_NK, 1), _BLOCK)
+    ranks = retrieve(retrievable(visual_NK, 0), retrievable(partner_NK, 1), _BLOCK)
     score_K = modality_score(visual_NK, codes.textual_NK)
     live_K = score_K[score_K.isfinite()]
     labels_NC = torch.from_numpy(world.test.concepts_NC)
@@ -238,17 +218,10 @@ def _pairs(codes: _Codes, found: Dictionary, acts_NMW: Tensor, world: PlantedWor
     }
 
 
-def _with_silence(latents_NK: Tensor, own: int) -> np.ndarray:
-    """Codes with two more columns, so that a silent code has cosine 0 with every other one instead of none."""
-    silent_N2 = np.zeros((len(latents_NK), 2), dtype=np.float32)
-    silent_N2[:, own] = (latents_NK == 0).all(1).numpy()
-    return np.concatenate([latents_NK.numpy(), silent_N2], axis=1)
-
-
-def _reconstruction(codes: _Codes, found: Dictionary, acts_NMW: Tensor, modality_MN: Tensor) -> dict[str, float]:
+def _reconstruction(codes: Codes, found: Dictionary, acts_NMW: Tensor) -> dict[str, float]:
     metrics = SAEMetrics(acts_NMW.shape[2], codes.visual_NK.shape[1])
     for modality, latents_NK in enumerate(codes):
-        codes_N = modality_MN[modality]
+        codes_N = torch.full((len(latents_NK),), modality, dtype=torch.int8)
         metrics.update(acts_NMW[:, modality], found.decode(latents_NK, codes_N), latents_NK, codes_N)
     summary = metrics.summary()
     return {name: summary[name] for name in ("fvu_visual", "fvu_textual", "l0")} | {"dead": summary["dead_fraction"]}

@@ -13,7 +13,9 @@ from torch.nn import functional as F
 from cmma.errors import DataError
 from cmma.modality import Modality
 from cmma.sae.architectures.attention import CrossModalAttention
+from cmma.sae.architectures.encoder import LinearEncoder
 from cmma.sae.config import SAEConfig
+from cmma.sae.kernels.sparse import SparseLatents, gather_sum
 from cmma.sae.mesh import ALONE, Mesh
 from cmma.sae.records import ActivationReader, RecordBatch
 from cmma.sae.standardiser import Standardiser
@@ -31,8 +33,8 @@ class SAEOutput(NamedTuple):
 class TrainingPass(NamedTuple):
     """What a training step sees of a batch, in standardised units."""
 
-    latents_BK: Tensor
-    """a, non-negative."""
+    latents_BK: Tensor | SparseLatents
+    """a, non-negative; of architectures that keep a few, those alone."""
     reconstruction_BD: Tensor
     """ĥ, zero where a record has no coordinates."""
     sparsity_B: Tensor | None = None
@@ -58,7 +60,7 @@ class SparseAutoencoder(nn.Module, ABC):
 
     Attributes:
         n_latents: latents that this process holds, which are all of them unless `mesh.tp` > 1.
-        mesh: the processes that train the dictionary (`cmma.sae.training.spread`).
+        mesh: the processes that train the dictionary (`cmma.sae.training.parallel.spread`).
     """
 
     mesh: Mesh = ALONE
@@ -155,19 +157,21 @@ class SparseAutoencoder(nn.Module, ABC):
 
     # --- standardised space ----------------------------------------------------------------------------------------
 
+    def encoder(
+        self, h_BD: Tensor, context_BCD: Tensor | None = None, modality_B: Tensor | None = None,
+        latents_I: Tensor | None = None,
+    ) -> LinearEncoder:
+        """What `pre_activations` computes, before it is computed."""
+        if self.attention is not None and context_BCD is not None:
+            h_BD = self.attention(h_BD, context_BCD)
+        return LinearEncoder(h_BD, some(self.W_enc, latents_I), some(self.b_enc, latents_I), self.b_pre)
+
     def pre_activations(
         self, h_BD: Tensor, context_BCD: Tensor | None = None, modality_B: Tensor | None = None,
         latents_I: Tensor | None = None,
     ) -> Tensor:
-        """W_enc (h − b_pre) + b_enc (Eq. 2), for all latents or for `latents_I` alone: [B, K] or [B, I].
-
-        b_pre enters through the bias, W_enc h + (b_enc − W_enc b_pre): the same number, and the gradient of b_pre is
-        a matrix-vector product where the textbook form costs a sixth matrix product per step.
-        """
-        if self.attention is not None and context_BCD is not None:
-            h_BD = self.attention(h_BD, context_BCD)
-        weight, bias = some(self.W_enc, latents_I), some(self.b_enc, latents_I)
-        return F.linear(h_BD, weight, bias - weight @ self.b_pre)
+        """W_enc (h − b_pre) + b_enc (Eq. 2), for all latents or for `latents_I` alone: [B, K] or [B, I]."""
+        return self.encoder(h_BD, context_BCD, modality_B, latents_I).dense()
 
     def encode_standardised(
         self, h_BD: Tensor, context_BCD: Tensor | None = None, modality_B: Tensor | None = None
@@ -183,16 +187,19 @@ class SparseAutoencoder(nn.Module, ABC):
             return self.encode_standardised(h_BD, context_BCD, modality_B)[:, latents_I]
         return self.activate(self.pre_activations(h_BD, context_BCD, modality_B, latents_I), modality_B, latents_I)
 
-    def decode_standardised(self, latents_BK: Tensor) -> Tensor:
+    def decode_standardised(self, latents_BK: Tensor | SparseLatents) -> Tensor:
         """W_dec a + b_pre (Eq. 2): [B, K] → [B, d]."""
-        return self.mesh.sum("tp", torch.addmm(self.mesh.share(self.b_pre), latents_BK, self.W_dec))[0]
+        share_D = self.mesh.share(self.b_pre)
+        if isinstance(latents_BK, SparseLatents):
+            return self.mesh.sum("tp", share_D + gather_sum(latents_BK, self.W_dec))[0]
+        return self.mesh.sum("tp", torch.addmm(share_D, latents_BK, self.W_dec))[0]
 
     def training_pass(self, h_BD: Tensor, context_BCD: Tensor | None, batch: RecordBatch) -> TrainingPass:
         """Encode and decode a batch for a training step; `batch` says of what modality and sample the records are."""
         latents_BK = self.encode_standardised(h_BD, context_BCD, batch.modality_B)
         return TrainingPass(latents_BK, self.reconstruct(latents_BK, batch.modality_B))
 
-    def reconstruct(self, latents_BK: Tensor, modality_B: Tensor | None) -> Tensor:
+    def reconstruct(self, latents_BK: Tensor | SparseLatents, modality_B: Tensor | None) -> Tensor:
         """`decode_standardised` without the coordinates that a record of that modality does not have."""
         return self.visible(self.decode_standardised(latents_BK), modality_B)
 

@@ -9,7 +9,9 @@ from torch.nn import functional as F
 from cmma.modality import Modality
 from cmma.sae.architectures.base import SparseAutoencoder, TrainingPass
 from cmma.sae.architectures.standard import gaussian_threshold
+from cmma.sae.architectures.topk import encode_active
 from cmma.sae.config import SAEConfig
+from cmma.sae.kernels.sparse import SparseLatents
 from cmma.sae.mesh import Mesh
 from cmma.sae.records import RecordBatch
 from cmma.sae.standardiser import Standardiser, modality_row
@@ -38,8 +40,15 @@ class BatchTopK(SparseAutoencoder):
 
     def training_pass(self, h_BD: Tensor, context_BCD: Tensor | None, batch: RecordBatch) -> TrainingPass:
         """See `SparseAutoencoder.training_pass`; moves the threshold."""
-        latents_BK = self.keep_of_batch(self.pre_activations(h_BD, context_BCD, batch.modality_B), batch.modality_B)
-        return TrainingPass(latents_BK, self.reconstruct(latents_BK, batch.modality_B))
+        latents = self.encode_batch(h_BD, context_BCD, batch.modality_B)
+        return TrainingPass(latents, self.reconstruct(latents, batch.modality_B))
+
+    def encode_batch(self, h_BD: Tensor, context_BCD: Tensor | None, modality_B: Tensor) -> SparseLatents:
+        """The latents of a training batch; moves the threshold."""
+        encoder = self.encoder(h_BD, context_BCD, modality_B)
+        with torch.no_grad():
+            latents_BK = self.keep_of_batch(encoder.dense(), modality_B)
+        return encode_active(encoder, latents_BK)
 
     def keep_of_batch(self, pre_BK: Tensor, modality_B: Tensor) -> Tensor:
         """The n·k largest of the n records of all processes, zero elsewhere, and one step of the threshold."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cmma.sae.architectures.base import TrainingPass
-from cmma.sae.architectures.topk import TopK, keep_largest, kept_latents
+from cmma.sae.architectures.topk import TopK, encode_kept, kept_latents, largest
 from cmma.sae.mesh import Mesh
 from cmma.sae.pairs import find_pairs
 from cmma.sae.records import RecordBatch
@@ -25,16 +25,20 @@ class GroupSparse(TopK):
     def training_pass(self, h_BD: Tensor, context_BCD: Tensor | None, batch: RecordBatch) -> TrainingPass:
         """See `SparseAutoencoder.training_pass`; the term `group` is the price."""
         pairs = find_pairs(batch.sample_B, batch.modality_B)
-        pre_BK = self.pre_activations(h_BD, context_BCD, batch.modality_B)
-        hidden_BK = pseudo_random(batch, self.n_latents, pre_BK.device, self.mesh) < self.config.mask
-        hidden_BK[pairs.textual_P] = hidden_BK[pairs.visual_P]
-        latents_BK = keep_largest(
-            pre_BK.masked_fill(hidden_BK, torch.finfo(pre_BK.dtype).min), kept_latents(self, batch.modality_B))
+        encoder = self.encoder(h_BD, context_BCD, batch.modality_B)
+        with torch.no_grad():
+            hidden_BK = pseudo_random(batch, self.n_latents, h_BD.device, self.mesh) < self.config.mask
+            hidden_BK[pairs.textual_P] = hidden_BK[pairs.visual_P]
+            pre_BK = encoder.dense()
+            seen_BK = pre_BK.masked_fill(hidden_BK, torch.finfo(pre_BK.dtype).min)
+            values_Bk, indices_Bk = largest(seen_BK, kept_latents(self, batch.modality_B))
+        latents = encode_kept(encoder, values_Bk, indices_Bk)
+        latents_BK = latents.dense()
         both_PK = latents_BK[pairs.visual_P].square() + latents_BK[pairs.textual_P].square()
         # √0 has no gradient; a latent that neither record uses costs nothing.
         norm = both_PK.where(both_PK > 0, 1.0).sqrt().where(both_PK > 0, 0.0).sum()
         terms = {"group": self.config.lambda_group * norm}
-        return TrainingPass(latents_BK, self.reconstruct(latents_BK, batch.modality_B), terms=terms)
+        return TrainingPass(latents, self.reconstruct(latents, batch.modality_B), terms=terms)
 
 
 def pseudo_random(batch: RecordBatch, n_latents: int, device: torch.device, mesh: Mesh) -> Tensor:

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from cmma.modality import Modality
 from cmma.sae.architectures.base import TrainingPass
-from cmma.sae.architectures.topk import TopK, keep_largest, kept_latents
+from cmma.sae.architectures.topk import TopK, encode_active, keep_largest, kept_latents
 from cmma.sae.architectures.towers import Towers, tower_of
-from cmma.sae.pairs import find_pairs
+from cmma.sae.pairs import Pairs, find_pairs
 from cmma.sae.records import RecordBatch
 
 
@@ -35,15 +35,13 @@ class SPARC(Towers, TopK):
     def training_pass(self, h_BD: Tensor, context_BCD: Tensor | None, batch: RecordBatch) -> TrainingPass:
         """See `SparseAutoencoder.training_pass`; the term `cross_reconstruction` is the partner's error."""
         modality_B, pairs = batch.modality_B, find_pairs(batch.sample_B, batch.modality_B)
-        pre_BK = self.pre_activations(h_BD, context_BCD, modality_B)
-        k = kept_latents(self, modality_B)
-        latents_BK = keep_largest(pre_BK, k)
+        encoder = self.encoder(h_BD, context_BCD, modality_B)
+        with torch.no_grad():
+            latents_BK = self._keep_of_batch(encoder.dense(), kept_latents(self, modality_B), pairs)
+        latents = encode_active(encoder, latents_BK)
         if not len(pairs):
-            return TrainingPass(latents_BK, self.reconstruct(latents_BK, modality_B))
-        joint_k = k if isinstance(k, int) else (k[pairs.visual_P] + k[pairs.textual_P]) // 2
-        visual_PK, textual_PK = self._keep_jointly(pre_BK[pairs.visual_P], pre_BK[pairs.textual_P], joint_k)
-        latents_BK = latents_BK.index_copy(0, pairs.visual_P, visual_PK).index_copy(0, pairs.textual_P, textual_PK)
-        decoded_BW = self.decode_standardised(latents_BK)
+            return TrainingPass(latents, self.reconstruct(latents, modality_B))
+        decoded_BW = self.decode_standardised(latents)
         crossed = h_BD.new_zeros(())
         for modality, own_P, other_P in (
             (Modality.VISUAL, pairs.visual_P, pairs.textual_P), (Modality.TEXTUAL, pairs.textual_P, pairs.visual_P)
@@ -51,7 +49,16 @@ class SPARC(Towers, TopK):
             from_partner_PW = tower_of(modality, decoded_BW[other_P], self.feature_blocks)
             crossed = crossed + (h_BD[own_P] - from_partner_PW).square().sum()
         terms = {"cross_reconstruction": self.config.lambda_cross * crossed}
-        return TrainingPass(latents_BK, self.visible(decoded_BW, modality_B), terms=terms)
+        return TrainingPass(latents, self.visible(decoded_BW, modality_B), terms=terms)
+
+    def _keep_of_batch(self, pre_BK: Tensor, k: int | Tensor, pairs: Pairs) -> Tensor:
+        """Each record's own largest, and of the records of pairs those under their joint mask."""
+        latents_BK = keep_largest(pre_BK, k)
+        if len(pairs):
+            joint_k = k if isinstance(k, int) else (k[pairs.visual_P] + k[pairs.textual_P]) // 2
+            visual_PK, textual_PK = self._keep_jointly(pre_BK[pairs.visual_P], pre_BK[pairs.textual_P], joint_k)
+            latents_BK[pairs.visual_P], latents_BK[pairs.textual_P] = visual_PK, textual_PK
+        return latents_BK
 
     @staticmethod
     def _keep_jointly(visual_PK: Tensor, textual_PK: Tensor, k: int | Tensor) -> tuple[Tensor, Tensor]:

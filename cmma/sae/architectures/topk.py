@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cmma.sae.architectures.base import SparseAutoencoder
+from cmma.sae.architectures.base import SparseAutoencoder, TrainingPass
+from cmma.sae.architectures.encoder import LinearEncoder
+from cmma.sae.kernels.sparse import Kept, SparseLatents
 from cmma.sae.mesh import ALONE, Mesh
+from cmma.sae.records import RecordBatch
 from cmma.sae.standardiser import modality_row
 
 
@@ -22,6 +25,14 @@ class TopK(SparseAutoencoder):
         """Keep k latents per record; fewer are active where fewer than k pre-activations are positive."""
         return keep_largest(pre_BK, kept_latents(self, modality_B), self.mesh)
 
+    def training_pass(self, h_BD: Tensor, context_BCD: Tensor | None, batch: RecordBatch) -> TrainingPass:
+        """See `SparseAutoencoder.training_pass`; the latents stay sparse from the encoder's product on."""
+        encoder = self.encoder(h_BD, context_BCD, batch.modality_B)
+        with torch.no_grad():
+            values_Bk, indices_Bk = largest(encoder.dense(), kept_latents(self, batch.modality_B), self.mesh)
+        latents = encode_kept(encoder, values_Bk, indices_Bk)
+        return TrainingPass(latents, self.reconstruct(latents, batch.modality_B))
+
 
 def kept_latents(sae: SparseAutoencoder, modality_B: Tensor | None) -> int | Tensor:
     """k of every record: one number, or [B]."""
@@ -33,9 +44,15 @@ def kept_latents(sae: SparseAutoencoder, modality_B: Tensor | None) -> int | Ten
 
 
 def keep_largest(pre_BK: Tensor, k: int | Tensor, mesh: Mesh = ALONE) -> Tensor:
-    """ReLU of the k largest of each row, or of the k[b] largest of row b; zero elsewhere.
+    """ReLU of the k largest of each row, or of the k[b] largest of row b; zero elsewhere. `mesh` as in `largest`."""
+    values_Bk, kept_Bk = largest(pre_BK, k, mesh)
+    return torch.zeros_like(pre_BK).scatter(1, kept_Bk, values_Bk.relu())
 
-    The latents of all tp peers of the mesh make up a row.
+
+def largest(pre_BK: Tensor, k: int | Tensor, mesh: Mesh = ALONE) -> tuple[Tensor, Tensor]:
+    """The k largest of each row, or the k[b] largest of row b and zeros: values and indices, [B, max k].
+
+    Where latents are spread over the mesh, a row is that of all tp peers; each gets zeros for what it has not.
     """
     n_latents = pre_BK.shape[1]
     if isinstance(k, int):
@@ -43,5 +60,16 @@ def keep_largest(pre_BK: Tensor, k: int | Tensor, mesh: Mesh = ALONE) -> Tensor:
     else:
         values_Bk, kept_Bk = pre_BK.topk(min(int(k.max()) if len(k) else 1, n_latents), dim=1)
         values_Bk = values_Bk * (torch.arange(values_Bk.shape[1], device=k.device) < k[:, None])
-    values_Bk = mesh.keep_largest("tp", values_Bk, k)
-    return torch.zeros_like(pre_BK).scatter(1, kept_Bk, values_Bk.relu())
+    return mesh.keep_largest("tp", values_Bk, k), kept_Bk
+
+
+def encode_kept(encoder: LinearEncoder, values_Bk: Tensor, indices_Bk: Tensor) -> SparseLatents:
+    """ReLU of kept pre-activations, whose numbers are known, with their gradient; a zero stands for nothing."""
+    kept = Kept(indices_Bk, len(encoder.weight_KD))
+    return SparseLatents(encoder.at(kept, values_Bk).relu(), kept)
+
+
+def encode_active(encoder: LinearEncoder, latents_BK: Tensor) -> SparseLatents:
+    """Latents that are known, zeros and all, as what is active in them, with its gradient."""
+    most = max(1, int((latents_BK > 0).sum(1).amax())) if len(latents_BK) else 1
+    return encode_kept(encoder, *largest(latents_BK, most))

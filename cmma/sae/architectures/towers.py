@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cmma.errors import ConfigError
 from cmma.modality import Modality
 from cmma.sae.architectures.base import SparseAutoencoder, some
+from cmma.sae.architectures.encoder import LinearEncoder
 from cmma.sae.config import SAEConfig
 from cmma.sae.standardiser import Standardiser, modality_row
 
@@ -95,18 +95,19 @@ class Towers(SparseAutoencoder):
         seen_B2 = (self.standardiser.towers(modality_B) > 0).to(h_BD.dtype)
         return h_BD * seen_B2.repeat_interleave(torch.tensor(self._blocks, device=h_BD.device), dim=1)
 
-    def pre_activations(
+    def encoder(
         self, h_BD: Tensor, context_BCD: Tensor | None = None, modality_B: Tensor | None = None,
         latents_I: Tensor | None = None,
-    ) -> Tensor:
+    ) -> LinearEncoder:
         """W_enc h + b_enc, rows and biases of the record's modality."""
         h_BD = self._encoder_input(h_BD)
         if self.attention is not None and context_BCD is not None:
             h_BD = self.attention(h_BD, self._encoder_input(context_BCD))
         if self.shares_encoder:
-            return F.linear(h_BD, some(self.W_enc, latents_I), some(self.b_enc, latents_I))
+            return LinearEncoder(h_BD, some(self.W_enc, latents_I), some(self.b_enc, latents_I))
         bias_2K = torch.stack([some(self.b_enc, latents_I), some(self.b_enc_textual, latents_I)])
-        return F.linear(h_BD, some(self.W_enc, latents_I)) + self.standardiser.towers(modality_B) @ bias_2K
+        share_B2 = self.standardiser.towers(modality_B)
+        return LinearEncoder(h_BD, some(self.W_enc, latents_I), bias_2K, share_BM=share_B2)
 
     def _encoder_input(self, h_xW: Tensor) -> Tensor:
         """A shared encoder reads the sum of both halves, of which one is zero."""

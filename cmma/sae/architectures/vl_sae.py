@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmma.sae.architectures.base import some
+from cmma.sae.architectures.base import SparseAutoencoder, some
 from cmma.sae.architectures.topk import TopK
 from cmma.sae.architectures.towers import Towers
 from cmma.sae.config import SAEConfig
@@ -21,6 +21,7 @@ class VLSAE(Towers, TopK):
     """
 
     shares_encoder = True
+    training_pass = SparseAutoencoder.training_pass  # TopK's is for linear encoders
 
     def __init__(
         self, config: SAEConfig, d: int, standardiser: Standardiser, generator: torch.Generator | None = None

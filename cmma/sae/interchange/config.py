@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """A dictionary that somebody else trained, as `cmma import-sae` reads it."""
+    """A dictionary that was trained elsewhere. Where `source` is set, train-sae imports it in place of training."""
 
     source: str = ""
     """Folder, or repository on the Hugging Face hub (owner/name); empty: nothing is imported."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cmma.errors import ArtifactError, ConfigError
@@ -38,8 +39,8 @@ def load_sae(
         revision: of the repository; a commit pins it.
 
     Raises:
-        ArtifactError: nothing is there, a file is damaged, or a key, shape, architecture or normalisation cannot be
-            honoured. One line that names it.
+        ConfigError: there is no such folder or subfolder. ArtifactError: a file is missing or damaged, or a key, shape,
+            architecture or normalisation cannot be honoured. One line that names it.
     """
     folder = find_folder(source, subfolder, revision)
     if (folder / DESCRIPTION).is_file():
@@ -52,21 +53,26 @@ def load_sae(
                         "should be the folder of a trained dictionary")
 
 
-def import_sae(config: ImportConfig, width: int | None = None, device: str = "cpu") -> SparseAutoencoder:
+def import_sae(config: ImportConfig, blocks: Sequence[int] | None = None, device: str = "cpu") -> SparseAutoencoder:
     """The dictionary that a configuration names.
 
     Args:
         config: where it is.
-        width: of the records that it is to read; None: any.
+        blocks: widths of the parts of the records that it is to read (`ActivationReader.blocks`); None: any.
         device: where the weights go.
 
     Raises:
-        ConfigError: no source. ArtifactError: as `load_sae`, or records of another width.
+        ConfigError: no source, one that `load_sae` refuses, or a dictionary of other records.
     """
     if not config.source:
-        raise ConfigError("source= is missing: name a folder or a repository on the hub (owner/name)")
-    sae = load_sae(config.source, device, subfolder=config.subfolder, revision=config.revision)
-    if width is not None and sae.d != width:
-        raise ArtifactError(f"{config.source} reads records of width {sae.d}, and those of this model and layer have "
-                            f"width {width}; choose the model and layer that it was trained on")
+        raise ConfigError("imported.source is not set; name a folder or a repository on the hub (owner/name)")
+    try:
+        sae = load_sae(config.source, device, subfolder=config.subfolder, revision=config.revision)
+    except ArtifactError as error:
+        raise ConfigError(str(error)) from error
+    own = sae.standardiser.blocks
+    if blocks is not None and own != tuple(blocks):
+        widths, expected = (" + ".join(map(str, parts)) for parts in (own, blocks))
+        raise ConfigError(f"{config.source} reads records of width {widths}, and those of this model and layer have "
+                          f"width {expected}; choose the model and layer that it was trained on")
     return sae

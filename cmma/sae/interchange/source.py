@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from cmma.errors import ArtifactError
+from cmma.errors import ArtifactError, ConfigError
 
 FILES = ("cfg.json", "sae.safetensors", "sae_weights.safetensors", "config.json", "ae.pt", "sae.json")
 """What a dictionary is made of, in any of the formats."""
@@ -23,24 +23,41 @@ def find_folder(source: str | Path, subfolder: str = "", revision: str | None = 
         revision: of the repository.
 
     Raises:
-        ArtifactError: there is no such folder or repository, or the hub cannot be reached.
+        ConfigError: as `local_folder`. ArtifactError: the hub cannot be reached, or has no such repository.
     """
-    folder = Path(source)
+    local = local_folder(source, subfolder)
+    return _checked(_download(str(source), subfolder, revision), subfolder) if local is None else local
+
+
+def local_folder(source: str | Path, subfolder: str = "") -> Path | None:
+    """The folder of a dictionary on this machine; None when `source` can only be a repository on the hub.
+
+    Raises:
+        ConfigError: it is neither, or there is no such subfolder, or several dictionaries and no subfolder.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return _checked(folder, subfolder)
+    if _REPOSITORY.fullmatch(str(source)):
+        return None
+    raise ConfigError(f"there is no folder {source}; name one, or a repository on the hub (owner/name)")
+
+
+def dictionary_files(folder: Path) -> list[Path]:
+    """The files of a dictionary that are there."""
+    return [folder / name for name in FILES if (folder / name).is_file()]
+
+
+def _checked(root: Path, subfolder: str) -> Path:
+    folder = root / subfolder
     if not folder.is_dir():
-        if not _REPOSITORY.fullmatch(str(source)):
-            raise ArtifactError(f"there is no folder {source}; name one, or a repository on the hub (owner/name)")
-        folder = _download(str(source), subfolder, revision)
-    folder = folder / subfolder
-    if not folder.is_dir():
-        raise ArtifactError(f"{source} has no folder {subfolder}{_inside(Path(source))}")
-    if not any((folder / name).is_file() for name in FILES) and (inside := _inside(folder)):
-        raise ArtifactError(f"{folder} is not the folder of one dictionary{inside}; name one with subfolder=")
+        raise ConfigError(f"{root} has no folder {subfolder}{_inside(root)}")
+    if not dictionary_files(folder) and (inside := _inside(folder)):
+        raise ConfigError(f"{folder} is not the folder of one dictionary{inside}; name one with subfolder=")
     return folder
 
 
 def _inside(folder: Path) -> str:
-    if not folder.is_dir():
-        return ""
     names = sorted(path.name for path in folder.iterdir() if path.is_dir())
     return f"; it holds {', '.join(names[:8])}{', …' if len(names) > 8 else ''}" if names else ""
 

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from cmma.modality import Modality
 from cmma.sae.config import SAEConfig
+from cmma.sae.kernels.sparse import SparseLatents
 from cmma.sae.mesh import Mesh
 from cmma.sae.objective.information import label_distribution, mutual_information
 from cmma.sae.objective.losses import alignment, cross_penalty, sparsity, squared_error
 from cmma.sae.objective.selectivity import Selectivity, selectivity
-from cmma.sae.objective.statistics import LatentSums, MovingSums, Sums
+from cmma.sae.objective.statistics import MovingSums, Sums, latent_sums
 from cmma.sae.standardiser import modality_one_hot
 
 _CONTROL_RATE = 0.01
@@ -58,24 +59,23 @@ class Objective(nn.Module):
         self.register_buffer("lambda1_M", torch.full((3,), config.lambda1))
 
     def forward(
-        self, h_BD: Tensor, reconstruction_BD: Tensor, latents_BK: Tensor, modality_B: Tensor,
+        self, h_BD: Tensor, reconstruction_BD: Tensor, latents_BK: Tensor | SparseLatents, modality_B: Tensor,
         labels_BL: Tensor | None, sparsity_B: Tensor | None = None,
     ) -> Losses:
         """Losses of a batch in standardised units, and one step of the moving statistics.
 
         Args:
             h_BD, reconstruction_BD: [B, d], this process's records.
-            latents_BK: [B, K / tp], this process's latents.
+            latents_BK: [B, K / tp], this process's latents, or what is kept of them.
             modality_B: [B] codes.
             labels_BL: [B, L] multi-hot labels; read only when lambda3 > 0.
             sparsity_B: [B] what λ1 weighs instead of ‖a‖₁.
         """
-        one_hot_BM = modality_one_hot(modality_B, latents_BK.dtype)
-        label_BL = latents_BK.new_zeros(len(latents_BK), self.n_labels)
+        one_hot_BM = modality_one_hot(modality_B, h_BD.dtype)
+        label_BL = h_BD.new_zeros(len(h_BD), self.n_labels)
         if self.n_labels and labels_BL is not None:
             label_BL = label_distribution(labels_BL, one_hot_BM[:, _PAIR].sum(1))
-        activation_MK, joint_LK, active_B = LatentSums.apply(
-            latents_BK, one_hot_BM, label_BL, self.config.mi_temperature)
+        activation_MK, joint_LK, active_B = latent_sums(latents_BK, one_hot_BM, label_BL, self.config.mi_temperature)
         error = squared_error(h_BD, reconstruction_BD)
 
         local = (activation_MK, one_hot_BM.sum(0), joint_LK, label_BL.sum(0), error, active_B @ one_hot_BM)

@@ -11,16 +11,31 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from cmma.sae.kernels.sparse import SparseLatents, scatter_sum
+from cmma.sae.objective.information import soft_indicator
+
 _CACHE_ELEMENTS = 2**20
 """Latents handled at once on CPU: four megabytes mostly stay in cache, whole B×K passes run at memory speed."""
 
 
-class LatentSums(torch.autograd.Function):
-    """Sums over a batch of latents, without a B×K temporary in the forward pass and with one in the backward pass.
+def latent_sums(
+    latents_BK: Tensor | SparseLatents, one_hot_BM: Tensor, labels_BL: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the objective sees of a batch of latents.
 
-    (latents_BK, one_hot_BM, labels_BL, T) → one_hotᵀ a [M, K], labelsᵀ b [L, K] with b = a / (a + T), and the number of
-    active latents of each record [B] (no gradient).
+    Returns:
+        one_hotᵀ a, [M, K]; labelsᵀ b, [L, K], with b = a / (a + T); active latents of each record, [B] (no gradient).
     """
+    if isinstance(latents_BK, Tensor):
+        dense: tuple[Tensor, Tensor, Tensor] = LatentSums.apply(latents_BK, one_hot_BM, labels_BL, temperature)
+        return dense
+    on = latents_BK._replace(values_Bk=soft_indicator(latents_BK.values_Bk, temperature))
+    return (scatter_sum(latents_BK, one_hot_BM).T, scatter_sum(on, labels_BL).T,
+            latents_BK.values_Bk.detach().sign().sum(1))
+
+
+class LatentSums(torch.autograd.Function):
+    """`latent_sums` of dense latents, without a B×K temporary in the forward pass and with one in the backward pass."""
 
     @staticmethod
     def forward(

@@ -62,7 +62,8 @@ class PlantedSamples:
     def records(self, joint: bool = False) -> RecordBatch:
         """All tokens as records, sample by sample: visual, textual and, with `joint`, the sum of both views.
 
-        Only pair views have a joint record; `position` is 0 for all.
+        Only pair views have a joint record; `position` is 0 for all. The context of a token is the other one; that of
+        a joint record is zero.
 
         Raises:
             ConfigError: a joint view of tokens that live in one space.
@@ -70,12 +71,16 @@ class PlantedSamples:
         if joint and self.config.blocks == 1:
             raise ConfigError("planted.blocks=1 has no joint view of a pair; set planted.blocks=2")
         n = len(self)
-        acts_NRW = np.concatenate([self.acts_NMW, self.acts_NMW.sum(1, keepdims=True)], 1) if joint else self.acts_NMW
+        acts_NRW, context_NRW = self.acts_NMW, self.acts_NMW[:, [1, 0]]
+        if joint:
+            both_N1W = self.acts_NMW.sum(1, keepdims=True)
+            acts_NRW = np.concatenate([acts_NRW, both_N1W], 1)
+            context_NRW = np.concatenate([context_NRW, np.zeros_like(both_N1W)], 1)
         rows = acts_NRW.shape[1]
         sample_B = torch.arange(self.start, self.start + n).repeat_interleave(rows)
         return RecordBatch(
             torch.from_numpy(acts_NRW.reshape(n * rows, -1)), torch.arange(rows, dtype=torch.int8).repeat(n),
-            sample_B, torch.zeros_like(sample_B),
+            sample_B, torch.zeros_like(sample_B), torch.from_numpy(context_NRW.reshape(n * rows, 1, -1)),
             labels_BL=torch.from_numpy(self.concepts_NC).float().repeat_interleave(rows, dim=0),
         )
 
@@ -83,8 +88,8 @@ class PlantedSamples:
         """What `cmma.sae.train` reads; the shared concepts are the labels."""
         records = self.records(joint)
         return TensorReader(
-            records.acts_BD, records.modality_B, records.sample_B, labels_NL=records.labels_BL, blocks=self.blocks,
-            held_out=held_out,
+            records.acts_BD, records.modality_B, records.sample_B, labels_NL=records.labels_BL,
+            context_NCD=records.context_BCD, blocks=self.blocks, held_out=held_out,
         )
 
 
