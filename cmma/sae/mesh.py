@@ -146,7 +146,8 @@ class _Sum(torch.autograd.Function):
     def forward(ctx: Any, mesh: Mesh, axis: Axis, *tensors: Tensor) -> tuple[Tensor, ...]:
         totals = tuple(tensor.clone() for tensor in tensors)
         mesh.sum_(totals, axis)
-        ctx.mark_non_differentiable(*(total for total, it in zip(totals, tensors, strict=True) if not it.requires_grad))
+        needed = ctx.needs_input_grad[2:]
+        ctx.mark_non_differentiable(*(total for total, need in zip(totals, needed, strict=True) if not need))
         return totals
 
     @staticmethod

@@ -20,7 +20,7 @@ from cmma.sae.architectures.registry import build_sae
 from cmma.sae.config import OptimConfig, SAEConfig, preset
 from cmma.sae.io import save_sae
 from cmma.sae.mesh import Mesh
-from cmma.sae.records import RecordBatch, TensorReader, sample_slice
+from cmma.sae.records import RecordBatch, TensorReader
 from cmma.sae.standardiser import Standardiser
 from cmma.sae.training.checkpoint import load_checkpoint
 from cmma.sae.training.loop import train
@@ -219,13 +219,6 @@ def test_parts_without_a_description_are_no_checkpoint(together, tmp_path):
     folder = shutil.copytree(together / "two-parts", tmp_path / "checkpoint")
     (folder / "step-000000010.json").unlink()
     assert load_checkpoint(folder) is None
-
-
-def test_samples_stay_whole():
-    sample_B = torch.tensor([7, 7, 3, 3, 3, 3, 3, 5, 1, 1])
-    slices = [sample_slice(sample_B, rank, 4) for rank in range(4)]  # rank_slice cuts at 2, 5 and 7
-    assert slices == [slice(0, 2), slice(2, 7), slice(7, 7), slice(7, 10)]
-    assert sample_slice(sample_B, 0, 1) == slice(0, 10)
 
 
 def test_a_grid_that_does_not_fit_is_refused():

@@ -76,15 +76,15 @@ def load_checkpoint(
     if not descriptions:
         return None
     state = read_json(descriptions[-1])
-    paths = _parts(folder, state["step"], len(state["bytes"]))
     try:
+        paths = _parts(folder, state["step"], len(state["bytes"]))
         for path, size in zip(paths, state["bytes"], strict=True):
             if path.stat().st_size != size:
                 raise ArtifactError(f"{path} is truncated; remove {folder} to train from the start")
         with ExitStack() as stack:
             parts = [stack.enter_context(safe_open(path, framework="pt", device=device)) for path in paths]
             return {name: _own_rows(parts, name, (axes or {}).get(name), mesh) for name in parts[0].keys()}, state  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise ArtifactError(f"the checkpoint {descriptions[-1]} is damaged ({error}); remove {folder} to train from "
                             "the start") from error
 
