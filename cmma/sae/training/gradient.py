@@ -24,7 +24,7 @@ class Forward(NamedTuple):
     """What a forward pass leaves of a batch, or of a part of it."""
 
     sums: BatchSums
-    """Of this rank's records."""
+    """Of this process's records."""
     terms: dict[str, Tensor]
     """The architecture's own terms, weighted and summed over the records."""
     auxiliary: Tensor
@@ -98,7 +98,7 @@ def forward(trainer: Trainer, batch: RecordBatch, dead_I: Tensor) -> Forward:
     sums = trainer.objective.sums(
         h_BD, reconstruction_BD, done.latents, batch.modality_B, batch.labels_BL, done.sparsity_B)
     residual_BD, auxiliary = (h_BD - reconstruction_BD).detach(), h_BD.new_zeros(())
-    if config.revival == "auxk" and len(dead_I):
+    if config.revival == "auxk" and sae.mesh.total("tp", len(dead_I)):
         with torch.autocast(h_BD.device.type, torch.bfloat16, enabled=low):
             auxiliary = config.lambda_aux * auxk_error(
                 sae, h_BD, context_BCD, residual_BD, dead_I, config.aux_k, batch.modality_B)
