@@ -1,21 +1,23 @@
-"""Time of a training step in units of one B·d·K matrix product of the same process.
+"""Time of a training step in units of one B·d·K matrix product of the same process, and its peak memory.
 
     python benchmarks/bench_sae.py [--batch 2048 --d 512 --n-latents 8192 --k 32 --rounds 9 --clock wall]
 
 Everything is interleaved and medians are printed, so that other load on the machine hits all rows alike. `--clock cpu`
 counts the process's CPU seconds instead, for a machine that is shared. Five products are the bound of a dense step
-(encode, decode, and three in the backward pass).
+(encode, decode, and three in the backward pass), one is that of a TopK step.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import statistics
 import time
-from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from torch import nn
+from peers import Step, bare_step, peer_steps
 
 from cmma.sae.architectures.registry import build_sae
 from cmma.sae.config import OptimConfig, preset
@@ -25,29 +27,66 @@ from cmma.sae.training.trainer import Trainer
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 N_LABELS = 32
+CROSS_MODAL = {"lambda2": 5e-4, "lambda3": 2e-4}
+SINGLE = {"lambda2": 0.0, "lambda3": 0.0}
+STATUS = Path("/proc/self/status")
 
 
-def bare_step(batch: RecordBatch, d: int, n_latents: int) -> Callable[[], None]:
-    """What a few lines of plain autograd cost: linear, ReLU, linear, squared error and L1, fused Adam."""
-    encoder, decoder = nn.Linear(d, n_latents), nn.Linear(n_latents, d)
-    optimiser = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-4, fused=True)
-
-    def step() -> None:
-        latents_BK = encoder(batch.acts_BD).relu()
-        error = (decoder(latents_BK) - batch.acts_BD).square().sum(1).mean()
-        (error + 1e-3 * latents_BK.sum(1).mean()).backward()
-        optimiser.step()
-        optimiser.zero_grad()
-
-    return step
+def make_batch(n: int, d: int) -> RecordBatch:
+    """Noise, half visual and half textual, with labels."""
+    return RecordBatch(
+        torch.randn(n, d), torch.arange(n).remainder(2).to(torch.int8), torch.arange(n),
+        torch.zeros(n, dtype=torch.long), None, (torch.rand(n, N_LABELS) < 0.1).float())
 
 
-def trainer_step(batch: RecordBatch, arch: str, **config: object) -> Callable[[], object]:
+def trainer_step(batch: RecordBatch, arch: str, **config: object) -> Step:
     """Our whole step: standardise, encode, decode, every term, backward, project, Adam, project."""
     d = batch.acts_BD.shape[1]
     sae = build_sae(preset(arch, revive="none", **config), d, Standardiser.identity((d,)))
     trainer = Trainer(sae, OptimConfig(batch=len(batch), steps=10_000), len(batch), N_LABELS)
     return lambda: trainer.advance(batch)
+
+
+def our_rows(k: int) -> dict[str, dict[str, object]]:
+    """Name → architecture and options."""
+    return {
+        "standard": {"arch": "standard"},
+        "msae, λ2 = λ3 = 0": {"arch": "msae", **SINGLE},
+        "msae": {"arch": "msae", **CROSS_MODAL},
+        f"topk, k={k}": {"arch": "topk", "k": k},
+        f"topk, k={k}, cross-modal": {"arch": "topk", "k": k, **CROSS_MODAL},
+        f"batchtopk, k={k}": {"arch": "batchtopk", "k": k},
+    }
+
+
+def peak_bytes(n: int, d: int, n_latents: int, threads: int, row: dict[str, object]) -> int:
+    """Most resident memory of three steps above what a process has that did a small one. Linux; alone in a process."""
+    torch.set_num_threads(threads)
+    trainer_step(make_batch(8, 8), **{**row, "n_latents": 64})()
+    batch, before = make_batch(n, d), _kilobytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    step = trainer_step(batch, **{**row, "n_latents": n_latents})
+    for _ in range(3):
+        step()
+    return 1024 * (_kilobytes("VmHWM") - before)
+
+
+def _kilobytes(field: str) -> int:
+    return next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith(field))
+
+
+def print_memory(options: argparse.Namespace, rows: dict[str, dict[str, object]]) -> None:
+    """Each row's peak in bytes per parameter and in B×K float32 matrices, with the bound 16 B and three."""
+    one_process = multiprocessing.get_context("spawn").Pool
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "1048576"  # glibc gives large blocks back as soon as they are freed
+    n_parameters = 2 * options.d * options.n_latents + options.n_latents + options.d
+    print(f"\n{'peak memory':24s} {'MB':>9s} {'B×K matrices above 16 B per parameter (bound 3)':>50s}")
+    for name, row in rows.items():
+        sizes = (options.batch, options.d, options.n_latents, options.threads)
+        with one_process(1) as pool:
+            peak = pool.apply(peak_bytes, (*sizes, row))
+        matrices = (peak - 16 * n_parameters) / (4 * options.batch * options.n_latents)
+        print(f"{name:24s} {peak / 1e6:9.1f} {matrices:50.2f}")
 
 
 def main() -> None:
@@ -62,20 +101,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
-    records = torch.randn(options.batch, options.d)
-    batch = RecordBatch(
-        records, torch.arange(options.batch).remainder(2).to(torch.int8), torch.arange(options.batch),
-        torch.zeros(options.batch, dtype=torch.long), None, (torch.rand(options.batch, N_LABELS) < 0.1).float(),
-    )
+    batch, ours = make_batch(options.batch, options.d), our_rows(options.k)
     weight_KD = torch.randn(options.n_latents, options.d)
-    size = {"n_latents": options.n_latents}
-    rows: dict[str, Callable[[], object]] = {
-        "one B·d·K product": lambda: records @ weight_KD.T,
-        "bare dense autograd": bare_step(batch, options.d, options.n_latents),
-        "standard": trainer_step(batch, "standard", **size),
-        "msae without MI": trainer_step(batch, "msae", lambda3=0.0, **size),
-        "msae": trainer_step(batch, "msae", **size),
-        f"topk, k={options.k}": trainer_step(batch, "topk", k=options.k, **size),
+    rows: dict[str, Step] = {
+        "one B·d·K product": lambda: batch.acts_BD @ weight_KD.T,
+        "bare dense autograd": bare_step(batch.acts_BD, options.n_latents),
+        **{name: trainer_step(batch, n_latents=options.n_latents, **row) for name, row in ours.items()},
+        **peer_steps(batch.acts_BD, options.n_latents, options.k),
     }
     clock = CLOCKS[options.clock]
     seconds: dict[str, list[float]] = {name: [] for name in rows}
@@ -92,6 +124,8 @@ def main() -> None:
     for name, values in seconds.items():
         median = statistics.median(values)
         print(f"{name:24s} {1e3 * median:9.1f} {median / unit:9.2f}")
+    if STATUS.exists():
+        print_memory(options, ours)
 
 
 if __name__ == "__main__":

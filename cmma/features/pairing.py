@@ -50,7 +50,9 @@ def bridge_diagonal(visual_NK: Tensor, textual_NK: Tensor, visual_KW: Tensor, te
         visual_KW, textual_KW: direction of every latent in each modality.
     """
     total = diagonal = 0.0
-    unit_textual_WK = normalize(textual_KW, dim=1).T
+    live = ((visual_NK > 0) | (textual_NK > 0)).any(0)  # the others add nothing
+    visual_NK, textual_NK, visual_KW = visual_NK[:, live], textual_NK[:, live], visual_KW[live]
+    unit_textual_WK = normalize(textual_KW[live], dim=1).T
     for rows in torch.arange(len(visual_KW)).split(_ROWS_AT_ONCE):
         together_RK = visual_NK[:, rows].T @ textual_NK / len(visual_NK)
         bridge_RK = (together_RK * (normalize(visual_KW[rows], dim=1) @ unit_textual_WK)).abs()

@@ -18,6 +18,7 @@ REDUCTIONS = ("sum", "mean")
 ANY_WEIGHTS = ("balanced", "empirical")
 REVIVALS = ("auto", "auxk", "resample", "none")
 PENALTIES = ("l0", "tanh")
+PRECISIONS = ("float32", "bfloat16")
 MOST_MATCHED = 2**14
 """Largest dictionary that is matched: the Hungarian method takes memory n² and time n³."""
 
@@ -196,6 +197,13 @@ class OptimConfig:
     """Steps over which the learning rate rises linearly from 0 to its peak."""
     clip: float = 0.0
     """Largest norm of the whole gradient, in units of the loss (which is summed over d); 0 = no clipping."""
+    precision: str = "float32"
+    """float32 | bfloat16: matrix products in bfloat16; weights, moments and sums of losses stay float32."""
+    compile: bool = False
+    """torch.compile the training pass of a dense architecture. The first steps take a minute more."""
+    accumulate: int = 1
+    """Parts of a batch that are computed one after the other: less memory, and the same weights to rounding. The
+    moving statistics see whole batches; for that the cross-modal terms cost a second forward pass."""
     patience: int = 10
     """Stop after this many evaluations in a row without a lower held-out FVU; 0 = never."""
     evaluate_every: int = 500
@@ -216,11 +224,16 @@ class OptimConfig:
         positive("optim.epochs", self.epochs)
         share("optim.beta1", self.beta1)
         share("optim.beta2", self.beta2)
-        for name in ("batch", "evaluate_every", "checkpoint_every", "log_every", "dead_after", "resample_every"):
+        one_of("optim.precision", self.precision, PRECISIONS)
+        for name in ("batch", "accumulate", "evaluate_every", "checkpoint_every", "log_every", "dead_after",
+                     "resample_every"):
             at_least(f"optim.{name}", getattr(self, name), 1)
         for name in ("warmup", "clip", "patience"):
             at_least(f"optim.{name}", getattr(self, name), 0)
         within("optim.resample_until", self.resample_until, 0, 1)
+        if self.accumulate > self.batch:
+            raise ConfigError(f"optim.accumulate={self.accumulate} parts of a batch of {self.batch} would be empty; "
+                              "lower it")
         if self.steps is not None:
             at_least("optim.steps", self.steps, 1)
 

@@ -32,6 +32,7 @@ from cmma.models import load_model
 from cmma.models.spec import ModelSpec
 from cmma.sae.architectures.base import SparseAutoencoder
 from cmma.sae.architectures.registry import build_sae
+from cmma.sae.config import MOST_MATCHED
 from cmma.sae.interchange.load import load_sae
 from cmma.sae.metrics import SAEMetrics, measure
 from cmma.stages.keys import Keys
@@ -96,13 +97,17 @@ def _second_seed(stage: Stage) -> Artifact | None:
 
     Raises:
         MissingParent: it is not there; the message is the command that trains it.
-        ConfigError: an imported dictionary, which has no seed.
+        ConfigError: an imported dictionary, which has no seed, or one that is too large to be matched.
     """
     seed = stage.config.sae_metric.second_seed
     if seed is None:
         return None
     if stage.config.imported.source:
         raise ConfigError(f"sae_metric.second_seed={seed}: an imported dictionary has no seed; leave it out")
+    n_latents = stage.config.sae.n_latents
+    if n_latents > MOST_MATCHED:
+        raise ConfigError(f"sae_metric.second_seed={seed}: at most {MOST_MATCHED} latents can be matched with those of "
+                          f"another seed, and sae.n_latents={n_latents}; leave it out")
     key = Keys(replace(stage.config, seed=seed)).key("train-sae")
     artifact = Artifact(outputs_folder(stage.config), "train-sae", key)
     if not artifact.finished:

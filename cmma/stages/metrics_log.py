@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, cast
 
 from cmma.artifacts.files import write_text
+from cmma.artifacts.keys import expand
 from cmma.config import Config
 
 
@@ -29,8 +30,9 @@ class MetricsLog:
 
             self._wandb = wandb.init(
                 project=self._config.logger.project, mode=cast(Any, self._config.logger.mode),
-                dir=self._path.parent.parent, config=dataclasses.asdict(self._config), id=self._path.parent.name,
-                resume="allow", reinit="create_new",  # dictionaries that train together have a run each
+                dir=expand(self._config.paths.outputs), config=dataclasses.asdict(self._config),
+                id=self._path.parent.name, resume="allow",
+                reinit="create_new",  # dictionaries that train together have a run each
             )
         self._last = None
         return self

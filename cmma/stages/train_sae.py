@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -37,11 +37,11 @@ def run(stage: Stage) -> dict[str, Any]:
     return outcome
 
 
-def train_dictionaries(stages: Sequence[Stage]) -> list[dict[str, Any] | CmmaError]:
+def train_dictionaries(stages: Sequence[Stage]) -> Iterator[dict[str, Any] | CmmaError]:
     """Train the dictionaries of several configurations on one pass (`cmma.stages.passes`); rank 0 saves.
 
-    Returns:
-        The summary of each, or why it could not be trained; the others are trained all the same.
+    Yields:
+        Of each the summary, once it is saved, or why it could not be trained; the others are trained all the same.
     """
     reader = _reader(stages[0])
     standardiser = Standardiser.fit(reader)
@@ -51,16 +51,14 @@ def train_dictionaries(stages: Sequence[Stage]) -> list[dict[str, Any] | CmmaErr
         train_together(runs)
     trained = [run.sae for run in runs if not run.failure]
     measured = iter(held_out_metrics(trained, reader, stages[0].config.optim.batch))
-    outcomes: list[dict[str, Any] | CmmaError] = []
     for stage, run in zip(stages, runs, strict=True):
         if run.failure:
-            outcomes.append(run.failure)
+            yield run.failure
             continue
         save_sae(run.sae, stage.artifact.folder)
         if mesh.rank == 0:
             shutil.rmtree(stage.artifact.path("checkpoint"), ignore_errors=True)
-        outcomes.append({**_facts(run.sae, stage), "seed": stage.config.seed, **next(measured)})
-    return outcomes
+        yield {**_facts(run.sae, stage), "seed": stage.config.seed, **next(measured)}
 
 
 def _run(stage: Stage, reader: ShardReader, standardiser: Standardiser, mesh: Mesh, logs: ExitStack) -> Run:

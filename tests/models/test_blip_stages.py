@@ -23,7 +23,8 @@ TINY = [
     "intervention.n_controls=2", "intervention.selection.n_samples=6", "intervention.selection.verify=4",
     "intervention.n_features=2", "intervention.max_new_tokens=4", "cmig.n_features=4", "cmig.n_samples=6",
     "cmig.n_selection_samples=6", "cmig.random_graphs=2", "cmig.power_law_draws=5", "metric.n_samples=8",
-    "metric.n_questions=8", "metric.batch_size=4", "metric.n_bootstrap=50", "launch.threads=1",
+    "metric.n_questions=8", "metric.batch_size=4", "metric.n_bootstrap=50",
+    "sae_metric.splice_samples=4", "sae_metric.n_bootstrap=50", "launch.threads=1",
 ]  # fmt: skip
 
 pytestmark = pytest.mark.skipif(

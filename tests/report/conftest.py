@@ -77,6 +77,13 @@ def inputs() -> ReportInputs:
             "balanced": {"CHAIR_s": Cell(6.1, 4.0, 8.8, kind="95% CI", n=300, unit="%", digits=1),
                          "CLIP-Score": Cell(0.71, 0.69, 0.73, kind="95% CI", n=300)},
             "counter-biased": {"CHAIR_s": Cell(31.2, 26.6, 36.0, kind="95% CI", n=300, unit="%", digits=1)}},
+        spliced={
+            "clean": {"answer_cross_entropy, all": Cell(0.01, 0.00, 0.02, kind="95% CI", n=200, digits=3)},
+            "dictionary": {"answer_cross_entropy, all": Cell(0.11, 0.05, 0.29, kind="95% CI", n=200, digits=3),
+                           "answer_cross_entropy_recovered, visual": Cell("undefined", kind="no harm", n=200)}},
+        pairs={"dictionary": {"code_cosine": Cell(0.22, 0.21, 0.23, kind="95% CI", n=375, digits=3)},
+               "shuffled pairs": {"code_cosine": Cell(0.21, 0.20, 0.22, kind="95% CI", n=375, digits=3)}},
+        modality_histogram=[250, *range(18), 30],
     )
 
 

@@ -97,6 +97,14 @@ def test_an_empty_report_says_not_measured_in_every_table():
     assert "cmma evaluate model=toy_llava" in made["evaluation"].to_markdown()
 
 
+def test_conditions_are_columns_and_what_one_cannot_have_is_a_dash(inputs):
+    table = tables(inputs)["spliced"]
+    assert table.columns == ("metric", "clean", "dictionary")
+    loss, recovered = table.rows
+    assert [cell.value for cell in loss.cells] == [0.01, 0.11]
+    assert [cell.number() for cell in recovered.cells] == ["–", "undefined"]
+
+
 def test_measured_cells_stand_beside_the_papers(inputs):
     row = next(row for row in tables(inputs)["hallucination"].rows if row.label == "object")
     assert [cell.value for cell in row.cells] == [-24.6, -42.7]

@@ -29,7 +29,7 @@ def pre_activations(sae, records: RecordBatch) -> Tensor:
 
 def test_batchtopk_keeps_exactly_n_times_k():
     sae, records = dictionary("batchtopk"), batch(30)
-    latents_BK = sae.training_pass(records.acts_BD, None, records).latents_BK.dense()
+    latents_BK = sae.training_pass(records.acts_BD, None, records).latents.dense()
     pre_BK = pre_activations(sae, records)
     cut = pre_BK.flatten().sort(descending=True).values[30 * TOP - 1]
     assert int((latents_BK > 0).sum()) == 30 * TOP
@@ -63,7 +63,7 @@ def test_a_silent_batch_leaves_the_threshold():
     before_M = sae.threshold_M.clone()
     with torch.no_grad():
         sae.b_enc.fill_(-100.0)
-    assert sae.training_pass(records.acts_BD, None, records).latents_BK.dense().eq(0).all()
+    assert sae.training_pass(records.acts_BD, None, records).latents.dense().eq(0).all()
     assert torch.equal(sae.threshold_M, before_M)
 
 
@@ -71,7 +71,7 @@ def test_a_silent_batch_leaves_the_threshold():
 def test_adaptive_sparsity_gives_each_modality_its_k(arch):
     sae = dictionary(arch, adaptive_sparsity=True, target_l0_visual=7.0, target_l0_textual=2.0)
     records = batch(30)  # 20 visual, 10 textual
-    active_B = (sae.training_pass(records.acts_BD, None, records).latents_BK.dense() > 0).sum(1)
+    active_B = (sae.training_pass(records.acts_BD, None, records).latents.dense() > 0).sum(1)
     assert int(active_B[records.modality_B == 0].sum()) == 20 * 7
     assert int(active_B[records.modality_B == 1].sum()) == 10 * 2
 
@@ -83,8 +83,8 @@ def test_matryoshka_prefixes_are_dictionaries_of_their_own():
     assert sae.prefix_sizes == [4, 20, 40]
     records = batch(30)
     done = sae.training_pass(records.acts_BD, None, records)
-    latents_BK, errors = done.latents_BK.dense(), []
-    for size, prefix_BD in zip(sae.prefix_sizes, sae.prefix_reconstructions(done.latents_BK), strict=True):
+    latents_BK, errors = done.latents.dense(), []
+    for size, prefix_BD in zip(sae.prefix_sizes, sae.prefix_reconstructions(done.latents), strict=True):
         expected_BD = latents_BK[:, :size] @ sae.W_dec[:size] + sae.b_pre
         torch.testing.assert_close(prefix_BD, expected_BD)
         errors.append((records.acts_BD - expected_BD).square().sum())

@@ -82,7 +82,7 @@ def test_jumprelu_penalties_count_or_soften():
         done = sae.training_pass(records.acts_BD, None, records)
         pre_BK = gate(sae, records.acts_BD)
         active_BK = pre_BK > sae.threshold
-        torch.testing.assert_close(done.latents_BK, pre_BK * active_BK)
+        torch.testing.assert_close(done.latents, pre_BK * active_BK)
         expected_B = active_BK.sum(1).float() if penalty == "l0" else (3 * pre_BK * active_BK).tanh().sum(1)
         torch.testing.assert_close(done.sparsity_B, expected_B)
 
@@ -117,7 +117,7 @@ def test_gated_trains_its_gate_by_the_auxiliary_loss_alone():  # eq. 8: the deco
     assert gradients[0] is None
     assert gradients[3] is None
     assert gradients[1].abs().sum() > 0
-    through_latents = torch.autograd.grad(done.latents_BK.sum(), [sae.b_enc, sae.b_mag])
+    through_latents = torch.autograd.grad(done.latents.sum(), [sae.b_enc, sae.b_mag])
     torch.testing.assert_close(through_latents[0], torch.zeros(K), atol=1e-5, rtol=0)  # the step has no gradient
     assert through_latents[1].abs().sum() > 0
 
@@ -127,6 +127,6 @@ def test_lambda1_weighs_the_architectures_own_measure(arch):
     sae, records = dictionary(arch, lambda1=0.7), batch()
     done = sae.training_pass(records.acts_BD, None, records)
     losses = Objective(sae.config, 0, Mesh())(
-        records.acts_BD, done.reconstruction_BD, done.latents_BK, records.modality_B, None, done.sparsity_B)
+        records.acts_BD, done.reconstruction_BD, done.latents, records.modality_B, None, done.sparsity_B)
     expected = (records.acts_BD - done.reconstruction_BD).square().sum(1).mean() + 0.7 * done.sparsity_B.mean()
     torch.testing.assert_close(losses.total, expected)

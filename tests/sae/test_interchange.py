@@ -22,6 +22,7 @@ from cmma.sae.architectures.registry import build_sae
 from cmma.sae.config import preset
 from cmma.sae.mesh import Mesh
 from cmma.sae.objective.objective import Objective
+from cmma.sae.records import RecordBatch
 from cmma.sae.standardiser import Standardiser
 
 DATA = Path(__file__).parent / "data"
@@ -75,9 +76,10 @@ def test_losses_and_gradients_are_dictionary_learnings(arch):
     weights = {"lambda1": 0.05} if arch == "standard" else {}
     objective = Objective(preset(arch, n_latents=K, k=sae.config.k, **weights), 0, Mesh())
     sae.requires_grad_(True)
-    latents_NK = sae.encode_standardised(stored["records"])
-    total = objective(stored["records"], sae.decode_standardised(latents_NK), latents_NK,
-                      torch.zeros(len(stored["records"])), None).total
+    n = len(stored["records"])
+    batch = RecordBatch(stored["records"], torch.zeros(n, dtype=torch.int8), torch.arange(n), torch.zeros(n))
+    done = sae.training_pass(batch.acts_BD, None, batch)
+    total = objective(batch.acts_BD, done.reconstruction_BD, done.latents, batch.modality_B, None).total
     total.backward()
     torch.testing.assert_close(total.detach(), stored[f"{arch}.loss"], atol=1e-5, rtol=1e-5)
     bias = "bias" if arch == "standard" else "b_dec"

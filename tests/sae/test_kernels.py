@@ -181,7 +181,7 @@ def test_a_batch_in_which_nothing_is_positive(arch):
 def test_an_empty_batch_has_no_latents_and_no_gradient():
     sae, records = trainer("topk", dense=False).sae, batch(48)[:0]
     done = sae.training_pass(records.acts_BD, None, records)
-    assert done.latents_BK.dense().shape == (0, K)
-    (done.reconstruction_BD.sum() + done.latents_BK.values_Bk.sum()).backward()
+    assert done.latents.dense().shape == (0, K)
+    (done.reconstruction_BD.sum() + done.latents.values_Bk.sum()).backward()
     assert sae.W_enc.grad.eq(0).all()
     assert sae.W_dec.grad.eq(0).all()

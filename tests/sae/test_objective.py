@@ -18,7 +18,7 @@ from cmma.sae.objective.information import label_distribution, mutual_informatio
 from cmma.sae.objective.losses import alignment, cross_penalty
 from cmma.sae.objective.objective import Objective
 from cmma.sae.objective.selectivity import Selectivity, selectivity
-from cmma.sae.objective.statistics import LatentSums, MovingSums, Sums
+from cmma.sae.objective.statistics import Conditions, MovingSums, Sums, latent_sums, relu_and_sums
 
 
 def latents(n: int, k: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -57,23 +57,49 @@ def test_selectivity_gradient(share):
 
 # --- sums and their moving averages ---------------------------------------------------------------------------------
 
+def by(n: int, n_labels: int, dtype: torch.dtype = torch.float32) -> Conditions:
+    return Conditions(torch.eye(3, dtype=dtype)[torch.arange(n) % 3], torch.rand(n, n_labels, dtype=dtype), 0.2)
+
+
+@pytest.fixture
+def small_groups(monkeypatch):
+    """Groups of 64 columns."""
+    monkeypatch.setitem(statistics._GROUP, "cpu", 1)
+
+
 @pytest.mark.parametrize("n_labels", [0, 3])
-def test_latent_sums_gradient_across_column_groups(monkeypatch, n_labels):
-    monkeypatch.setattr(statistics, "_CACHE_ELEMENTS", 1)  # groups of 64 columns
+@pytest.mark.usefixtures("small_groups")
+def test_latent_sums_gradient_across_column_groups(n_labels):
     latents_BK = latents(3, 70, dtype=torch.float64).add(0.05).requires_grad_()
-    one_hot_BM = torch.eye(3, dtype=torch.float64)
-    labels_BL = torch.rand(3, n_labels, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda a: LatentSums.apply(a, one_hot_BM, labels_BL, 0.2)[:2], (latents_BK,))
+    conditions = by(3, n_labels, torch.float64)
+    assert torch.autograd.gradcheck(lambda a_BK: latent_sums(a_BK, conditions)[:2], (latents_BK,))
+
+
+@pytest.mark.parametrize("n_labels", [0, 3])
+@pytest.mark.usefixtures("small_groups")
+def test_relu_and_sums_gradient_across_column_groups(n_labels):
+    pre_BK = torch.randn(3, 70, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    pre_BK = (pre_BK + 0.05 * pre_BK.sign()).requires_grad_()  # away from the kink
+    conditions = by(3, n_labels, torch.float64)
+
+    def products(x_BK: Tensor) -> tuple[Tensor, ...]:
+        latents_BK, sums = relu_and_sums(x_BK.clone(), conditions)
+        return latents_BK * 2, *sums[:2]  # the gradient of a product is a new tensor
+
+    assert torch.autograd.gradcheck(products, (pre_BK,))
 
 
 def test_latent_sums_are_the_plain_products():
-    latents_BK, one_hot_BM, labels_BL = latents(40, 70), torch.eye(3)[torch.arange(40) % 3], torch.rand(40, 4)
+    latents_BK, conditions = latents(40, 70), by(40, 4)
     before_BK = latents_BK.clone()
-    activation_MK, joint_LK, active_B = LatentSums.apply(latents_BK, one_hot_BM, labels_BL, 0.1)
-    torch.testing.assert_close(activation_MK, one_hot_BM.T @ latents_BK)
-    torch.testing.assert_close(joint_LK, labels_BL.T @ soft_indicator(latents_BK, 0.1))
-    assert torch.equal(active_B, (latents_BK > 0).sum(1).float())
+    sums = latent_sums(latents_BK, conditions)
+    torch.testing.assert_close(sums.activation_MK, conditions.one_hot_BM.T @ latents_BK)
+    torch.testing.assert_close(sums.joint_LK, conditions.label_BL.T @ soft_indicator(latents_BK, 0.2))
+    assert torch.equal(sums.active_B, (latents_BK > 0).sum(1).float())
     assert torch.equal(latents_BK, before_BK)
+    rectified_BK, same = relu_and_sums(latents_BK.where(latents_BK > 0, -1.0), conditions)
+    assert torch.equal(rectified_BK, before_BK)
+    assert all(torch.equal(one, other) for one, other in zip(sums, same, strict=True))
 
 
 def test_moving_sums_are_means_weighted_by_age():
@@ -163,7 +189,7 @@ def batch(n: int = 60, k: int = 30, d: int = 5) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(1)
     return {
         "h_BD": torch.randn(n, d, generator=g), "reconstruction_BD": torch.randn(n, d, generator=g),
-        "latents_BK": latents(n, k), "modality_B": (torch.arange(n) % 3).to(torch.int8),
+        "latents": latents(n, k), "modality_B": (torch.arange(n) % 3).to(torch.int8),
         "labels_BL": (torch.rand(n, 4, generator=g) < 0.4).float(),
     }
 
@@ -173,7 +199,7 @@ def test_the_loss_is_equation_3():
     inputs = batch()
     losses = Objective(config, 4, Mesh())(**inputs)
 
-    a, m = inputs["latents_BK"], inputs["modality_B"]
+    a, m = inputs["latents"], inputs["modality_B"]
     error = (inputs["h_BD"] - inputs["reconstruction_BD"]).square().sum(1).mean()
     visual_K, textual_K = a[m == Modality.VISUAL].mean(0), a[m == Modality.TEXTUAL].mean(0)
     product_K = 4 * visual_K * textual_K / (visual_K + textual_K) ** 2
@@ -187,10 +213,10 @@ def test_the_loss_is_equation_3():
 
 def test_joint_views_do_not_touch_selectivity():
     config, inputs = preset("msae", n_latents=30), batch()
-    changed = inputs["latents_BK"].clone()
+    changed = inputs["latents"].clone()
     changed[inputs["modality_B"] == Modality.JOINT] *= 5
     one = Objective(config, 4, Mesh())(**inputs)
-    other = Objective(config, 4, Mesh())(**{**inputs, "latents_BK": changed})
+    other = Objective(config, 4, Mesh())(**{**inputs, "latents": changed})
     assert torch.equal(one.terms["cross"], other.terms["cross"])
     assert torch.equal(one.terms["align"], other.terms["align"])
     assert one.terms["l1"] < other.terms["l1"]
@@ -198,15 +224,15 @@ def test_joint_views_do_not_touch_selectivity():
 
 def test_without_weights_the_cross_modal_terms_leave_no_gradient():
     inputs = batch()
-    inputs["latents_BK"].requires_grad_()
+    inputs["latents"].requires_grad_()
     objective = Objective(preset("topk", n_latents=30, k=3), 4, Mesh())
     objective(**inputs).total.backward()
-    assert inputs["latents_BK"].grad.eq(0).all()
+    assert inputs["latents"].grad.eq(0).all()
 
 
 def test_the_controller_raises_the_price_of_the_denser_modality():
     inputs = batch()
-    inputs["latents_BK"][inputs["modality_B"] == Modality.TEXTUAL, 3:] = 0  # at most 3 active, against about 15
+    inputs["latents"][inputs["modality_B"] == Modality.TEXTUAL, 3:] = 0  # at most 3 active, against about 15
     config = preset("msae", n_latents=30, adaptive_sparsity=True, target_l0_visual=6.0, target_l0_textual=6.0)
     objective = Objective(config, 0, Mesh())
     losses = objective(**{**inputs, "labels_BL": None})

@@ -12,6 +12,7 @@ from cmma.sae.architectures.registry import build_sae
 from cmma.sae.config import preset
 from cmma.sae.mesh import Mesh
 from cmma.sae.objective.objective import Objective
+from cmma.sae.records import RecordBatch
 from cmma.sae.standardiser import Standardiser
 from cmma.sae.training.dead import auxk_error
 
@@ -48,9 +49,11 @@ def their_loss(peers, peer, h_BD: Tensor, dead_K: Tensor | None = None, **coeffi
 
 
 def our_loss(sae: SparseAutoencoder, h_BD: Tensor) -> Tensor:
-    latents_BK = sae.encode_standardised(h_BD)
+    n = len(h_BD)
+    batch = RecordBatch(h_BD, torch.zeros(n, dtype=torch.int8), torch.arange(n), torch.zeros(n))
+    done = sae.training_pass(h_BD, None, batch)
     objective = Objective(sae.config, 0, Mesh())
-    return objective(h_BD, sae.decode_standardised(latents_BK), latents_BK, torch.zeros(len(h_BD)), None).total
+    return objective(h_BD, done.reconstruction_BD, done.latents, batch.modality_B, None).total
 
 
 def assert_same_gradients(sae: SparseAutoencoder, peer) -> None:

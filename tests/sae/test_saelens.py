@@ -154,7 +154,7 @@ def assert_same_step(
     batch = RecordBatch(h_BD, torch.zeros(len(h_BD), dtype=torch.int8), torch.arange(len(h_BD)), torch.zeros(len(h_BD)))
     done = sae.training_pass(h_BD, None, batch)
     total = Objective(sae.config, 0, Mesh())(
-        h_BD, done.reconstruction_BD, done.latents_BK, batch.modality_B, None, done.sparsity_B).total
+        h_BD, done.reconstruction_BD, done.latents, batch.modality_B, None, done.sparsity_B).total
     total = total + sum(done.terms.values()) / len(h_BD)
     total.backward()
     step = saes.sae.TrainStepInput(

@@ -157,7 +157,7 @@ def test_sparc_shares_the_mask_of_a_pair(blocks):
     h_BW, _ = prepared(sae, records)
     pairs = find_pairs(records.sample_B, records.modality_B)
     done = sae.training_pass(h_BW, None, records)
-    latents_BK = done.latents_BK.dense()
+    latents_BK = done.latents.dense()
     split = D
     visual_PK = h_BW[pairs.visual_P, :split] @ sae.W_enc[:, :split].T + sae.b_enc
     textual_PK = h_BW[pairs.textual_P, split:] @ sae.W_enc[:, split:].T + sae.b_enc_textual
@@ -194,12 +194,12 @@ def test_group_norm_and_shared_mask():
     h_BD = sae.standardiser.standardise(records.acts_BD, records.modality_B)
     done = sae.training_pass(h_BD, None, records)
     pairs = find_pairs(records.sample_B, records.modality_B)
-    latents_BK = done.latents_BK.dense()
+    latents_BK = done.latents.dense()
     visual_PK, textual_PK = latents_BK[pairs.visual_P], latents_BK[pairs.textual_P]
     expected = torch.stack([visual_PK, textual_PK]).norm(dim=0).sum()
     torch.testing.assert_close(done.terms["group"], 0.3 * expected)
     again = sae.training_pass(h_BD, None, records)
-    assert torch.equal(again.latents_BK.dense(), latents_BK)  # the mask is a function of the batch
+    assert torch.equal(again.latents.dense(), latents_BK)  # the mask is a function of the batch
     done.terms["group"].backward()
     assert sae.W_enc.grad.isfinite().all()
 

@@ -19,6 +19,7 @@ import torch
 from cmma.artifacts.shards import read_shard
 from cmma.artifacts.store import Artifact, list_artifacts
 from cmma.models.spec import model_folder
+from cmma.stages.table import STAGES
 
 REPOSITORY = Path(__file__).parents[2]
 PHOTOS = REPOSITORY.parent / "shared" / "data" / "photos"
@@ -69,10 +70,7 @@ def only(outputs: Path, stage: str) -> Artifact:
 
 def test_every_stage_is_finished_and_whole(outputs):
     artifacts = list_artifacts(outputs)
-    assert {artifact.stage for artifact in artifacts} == {
-        "prepare-data", "cache-activations", "train-sae", "interpret", "trace", "intervene", "build-cmig", "evaluate",
-        "report",
-    }
+    assert {artifact.stage for artifact in artifacts} == set(STAGES)
     assert all(artifact.finished for artifact in artifacts)
     assert len(list_artifacts(outputs, "intervene")) == 5
     assert "whole" in cmma(["verify"], outputs)

@@ -128,8 +128,7 @@ def gradient_norm(trainer: Trainer, batch: RecordBatch) -> float:
     sae, objective = copy.deepcopy((trainer.sae, trainer.objective))  # both keep moving statistics
     h_BD = sae.standardiser.standardise(batch.acts_BD, batch.modality_B)
     done = sae.training_pass(h_BD, sae.standardise_context(batch.context_BCD, batch.modality_B), batch)
-    losses = objective(h_BD, done.reconstruction_BD, done.latents_BK, batch.modality_B, batch.labels_BL,
-                       done.sparsity_B)
+    losses = objective(h_BD, done.reconstruction_BD, done.latents, batch.modality_B, batch.labels_BL, done.sparsity_B)
     (losses.total + sum(done.terms.values()) / len(batch)).backward()
     sae.remove_parallel_gradient()
     return float(torch.nn.utils.get_total_norm([p.grad for p in sae.parameters() if p.grad is not None]))

@@ -17,6 +17,7 @@ from cmma.sae.architectures.encoder import LinearEncoder
 from cmma.sae.config import SAEConfig
 from cmma.sae.kernels.sparse import SparseLatents, gather_sum
 from cmma.sae.mesh import ALONE, Mesh
+from cmma.sae.objective.statistics import LatentSums
 from cmma.sae.records import ActivationReader, RecordBatch
 from cmma.sae.standardiser import Standardiser
 
@@ -33,8 +34,8 @@ class SAEOutput(NamedTuple):
 class TrainingPass(NamedTuple):
     """What a training step sees of a batch, in standardised units."""
 
-    latents_BK: Tensor | SparseLatents
-    """a, non-negative; of architectures that keep a few, those alone."""
+    latents: Tensor | SparseLatents | LatentSums
+    """a, non-negative: dense [B, K], or the few that are kept, or what the objective wants of them."""
     reconstruction_BD: Tensor
     """ĥ, zero where a record has no coordinates."""
     sparsity_B: Tensor | None = None
@@ -66,6 +67,8 @@ class SparseAutoencoder(nn.Module, ABC):
     mesh: Mesh = ALONE
     competes: ClassVar[bool] = False
     """Whether a latent's activation depends on the other latents of the record."""
+    whole_batch: ClassVar[bool] = False
+    """Whether a training step has to see the whole batch at once, and not part by part."""
     reads_pairs: ClassVar[bool] = False
     """Whether training reads pairs of records: the reader then keeps the records of a sample together."""
 

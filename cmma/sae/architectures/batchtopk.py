@@ -24,6 +24,7 @@ class BatchTopK(SparseAutoencoder):
     on its company. With adaptive sparsity each modality has its own k and threshold.
     """
 
+    whole_batch = True
     threshold_M: Tensor
 
     def __init__(
@@ -72,7 +73,7 @@ class BatchTopK(SparseAutoencoder):
     @torch.no_grad()
     def _move_threshold(self, modalities: slice, smallest: Tensor) -> None:
         moved_M = self.threshold_M.clone()
-        moved_M[modalities] = torch.lerp(smallest, moved_M[modalities], self.config.threshold_decay)
+        moved_M[modalities] = torch.lerp(smallest.to(moved_M.dtype), moved_M[modalities], self.config.threshold_decay)
         self.threshold_M.copy_(torch.where(smallest > 0, moved_M, self.threshold_M))
 
 

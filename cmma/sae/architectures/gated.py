@@ -41,7 +41,8 @@ class Gated(Standard):
         share_BD = F.linear(open_BK, self.W_dec.detach().T, self.mesh.share(self.b_pre.detach()))
         frozen_BD = self.mesh.sum("tp", share_BD)[0]
         error = (h_BD - self.visible(frozen_BD, batch.modality_B)).square().sum()
-        return TrainingPass(latents_BK, self.reconstruct(latents_BK, batch.modality_B), open_BK.sum(1), {"gate": error})
+        norm_B = open_BK.sum(1, dtype=h_BD.dtype)
+        return TrainingPass(latents_BK, self.reconstruct(latents_BK, batch.modality_B), norm_B, {"gate": error})
 
     def latent_parameters(self) -> list[nn.Parameter]:
         """See `SparseAutoencoder.latent_parameters`."""

@@ -46,9 +46,9 @@ class JumpReLU(SparseAutoencoder):
         pre_BK = self.pre_activations(h_BD, context_BCD, batch.modality_B)
         latents_BK = self.activate(pre_BK, batch.modality_B)
         if self.config.penalty == "l0":
-            sparsity_B = Step.apply(pre_BK, self.threshold, self.config.bandwidth).sum(1)
+            sparsity_B = Step.apply(pre_BK, self.threshold, self.config.bandwidth).sum(1, dtype=h_BD.dtype)
         else:
-            sparsity_B = (self.config.tanh_scale * latents_BK).tanh().sum(1)
+            sparsity_B = (self.config.tanh_scale * latents_BK).tanh().sum(1, dtype=h_BD.dtype)
         return TrainingPass(latents_BK, self.reconstruct(latents_BK, batch.modality_B), sparsity_B)
 
     def latent_parameters(self) -> list[nn.Parameter]:

@@ -66,7 +66,7 @@ def largest(pre_BK: Tensor, k: int | Tensor, mesh: Mesh = ALONE) -> tuple[Tensor
 def encode_kept(encoder: LinearEncoder, values_Bk: Tensor, indices_Bk: Tensor) -> SparseLatents:
     """ReLU of kept pre-activations, whose numbers are known, with their gradient; a zero stands for nothing."""
     kept = Kept(indices_Bk, len(encoder.weight_KD))
-    return SparseLatents(encoder.at(kept, values_Bk).relu(), kept)
+    return SparseLatents(encoder.at(kept, values_Bk.to(encoder.weight_KD.dtype)).relu(), kept)
 
 
 def encode_active(encoder: LinearEncoder, latents_BK: Tensor) -> SparseLatents:

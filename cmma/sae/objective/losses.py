@@ -12,9 +12,9 @@ def squared_error(h_BD: Tensor, reconstruction_BD: Tensor) -> Tensor:
     return (reconstruction_BD - h_BD).square().sum()
 
 
-def sparsity(activation_MK: Tensor, lambda1_M: Tensor) -> Tensor:
-    """Σ_b λ1[m_b] ‖a_b‖₁ from the sums of activations per modality (Eq. 3; activations are non-negative)."""
-    return activation_MK.sum(1) @ lambda1_M
+def sparsity(norm_M: Tensor, lambda1_M: Tensor) -> Tensor:
+    """Σ_b λ1[m_b] ‖a_b‖₁ from the sums of the norms per modality (Eq. 3)."""
+    return norm_M @ lambda1_M
 
 
 def cross_penalty(selectivity: Selectivity, tau: float, reduction: str = "sum") -> Tensor:

@@ -11,15 +11,33 @@ from cmma.modality import Modality
 from cmma.sae.config import SAEConfig
 from cmma.sae.kernels.sparse import SparseLatents
 from cmma.sae.mesh import Mesh
-from cmma.sae.objective.information import label_distribution, mutual_information
+from cmma.sae.objective.information import mutual_information
 from cmma.sae.objective.losses import alignment, cross_penalty, sparsity, squared_error
 from cmma.sae.objective.selectivity import Selectivity, selectivity
-from cmma.sae.objective.statistics import MovingSums, Sums, latent_sums
-from cmma.sae.standardiser import modality_one_hot
+from cmma.sae.objective.statistics import LatentSums, MovingSums, Sums, conditions, latent_sums
 
 _CONTROL_RATE = 0.01
 """Largest relative change of an adaptive λ1 per step."""
 _PAIR = slice(Modality.VISUAL, Modality.TEXTUAL + 1)
+
+
+class BatchSums(NamedTuple):
+    """All that the losses see of a batch. The sums of its parts add up to those of the whole."""
+
+    activation_MK: Tensor
+    """Σ a per modality."""
+    count_M: Tensor
+    """Records per modality."""
+    joint_LK: Tensor
+    """Σ P(y = l) · b."""
+    label_L: Tensor
+    """Σ P(y = l)."""
+    error: Tensor
+    """Σ ‖h − ĥ‖²."""
+    active_M: Tensor
+    """Active latents per modality."""
+    norm_M: Tensor
+    """Σ ‖a‖₁ per modality, or what stands in its place."""
 
 
 class Losses(NamedTuple):
@@ -59,29 +77,39 @@ class Objective(nn.Module):
         self.register_buffer("lambda1_M", torch.full((3,), config.lambda1))
 
     def forward(
-        self, h_BD: Tensor, reconstruction_BD: Tensor, latents_BK: Tensor | SparseLatents, modality_B: Tensor,
+        self, h_BD: Tensor, reconstruction_BD: Tensor, latents: Tensor | SparseLatents | LatentSums, modality_B: Tensor,
         labels_BL: Tensor | None, sparsity_B: Tensor | None = None,
     ) -> Losses:
-        """Losses of a batch in standardised units, and one step of the moving statistics.
+        """Losses of a batch in standardised units, and one step of the moving statistics; arguments as in `sums`."""
+        return self.losses(self.sums(h_BD, reconstruction_BD, latents, modality_B, labels_BL, sparsity_B))
+
+    def sums(
+        self, h_BD: Tensor, reconstruction_BD: Tensor, latents: Tensor | SparseLatents | LatentSums, modality_B: Tensor,
+        labels_BL: Tensor | None, sparsity_B: Tensor | None = None,
+    ) -> BatchSums:
+        """This process's sums over its records.
 
         Args:
             h_BD, reconstruction_BD: [B, d], this process's records.
-            latents_BK: [B, K / tp], this process's latents, or what is kept of them.
+            latents: [B, K / tp], this process's latents, what is kept of them, or their sums.
             modality_B: [B] codes.
             labels_BL: [B, L] multi-hot labels; read only when lambda3 > 0.
             sparsity_B: [B] what λ1 weighs instead of ‖a‖₁.
         """
-        one_hot_BM = modality_one_hot(modality_B, h_BD.dtype)
-        label_BL = h_BD.new_zeros(len(h_BD), self.n_labels)
-        if self.n_labels and labels_BL is not None:
-            label_BL = label_distribution(labels_BL, one_hot_BM[:, _PAIR].sum(1))
-        activation_MK, joint_LK, active_B = latent_sums(latents_BK, one_hot_BM, label_BL, self.config.mi_temperature)
-        error = squared_error(h_BD, reconstruction_BD)
+        by = conditions(modality_B, labels_BL if self.n_labels else None, self.config.mi_temperature, h_BD.dtype)
+        activation_MK, joint_LK, active_B = (
+            latents if isinstance(latents, LatentSums) else latent_sums(latents, by))
+        norm_M = activation_MK.sum(1) if sparsity_B is None else sparsity_B @ by.one_hot_BM
+        return BatchSums(
+            activation_MK, by.one_hot_BM.sum(0), joint_LK, by.label_BL.sum(0), squared_error(h_BD, reconstruction_BD),
+            active_B @ by.one_hot_BM, norm_M)
 
-        local = (activation_MK, one_hot_BM.sum(0), joint_LK, label_BL.sum(0), error, active_B @ one_hot_BM)
-        activation_all_MK, count_M, joint_all_LK, label_L, error_all, active_M = self.mesh.sum("dp", *local)
+    def losses(self, batch: BatchSums) -> Losses:
+        """Losses of a batch, of which this process has these sums, and one step of the moving statistics."""
+        *local, _ = batch
+        activation_MK, count_M, joint_LK, label_L, error, active_M = self.mesh.sum("dp", *local)
         n_records = count_M.sum()
-        sums = self.moving.advance(Sums(activation_all_MK[_PAIR], count_M[_PAIR], joint_all_LK, label_L))
+        sums = self.moving.advance(Sums(activation_MK[_PAIR], count_M[_PAIR], joint_LK, label_L))
         selective = self.selectivity(sums)
         penalty = cross_penalty(selective, self.config.tau, self.config.reduction)
         reward = penalty.new_zeros(())
@@ -91,25 +119,39 @@ class Objective(nn.Module):
         if self.config.reduction == "mean":
             penalty, reward = self.mesh.share(penalty), self.mesh.share(reward)
         penalty, reward, active_M, activation = self.mesh.sum(
-            "tp", penalty, reward, active_M, activation_all_MK.detach().sum())
+            "tp", penalty, reward, active_M.detach(), activation_MK.detach().sum())
 
-        price = sparsity(activation_MK, self.lambda1_M) if sparsity_B is None else (
-            sparsity_B @ one_hot_BM @ self.lambda1_M)
-        total = (error + price) / n_records
+        total = self.additive(batch) / n_records
         if self.config.lambda2:
             total = total + self.config.lambda2 * penalty
         if self.n_labels:
             total = total + self.config.lambda3 * reward
         l0_M = active_M / count_M.clamp_min(1)
         terms = {
-            "squared_error": error_all / n_records, "l1": activation / n_records,
+            "squared_error": error / n_records, "l1": activation / n_records,
             "cross": penalty, "align": reward,
         }
         losses = Losses(total, {name: value.detach() for name, value in terms.items()},
-                        activation_all_MK.detach().sum(0), l0_M)
+                        activation_MK.detach().sum(0), l0_M)
         if self.config.controls_lambda1:
             self._control(l0_M, count_M)
         return losses
+
+    @property
+    def couples_records(self) -> bool:
+        """Whether a term is no sum over records: its gradient for one depends on all the others of the batch."""
+        return self.config.lambda2 > 0 or self.n_labels > 0
+
+    def additive(self, batch: BatchSums) -> Tensor:
+        """Σ ‖h − ĥ‖² + λ1 ‖a‖₁ over this process's records: the part of the loss that is a sum over records."""
+        return batch.error + sparsity(batch.norm_M, self.lambda1_M)
+
+    def slopes(self, batch: BatchSums) -> tuple[Losses, BatchSums]:
+        """`losses`, and the gradient of the total with respect to each sum."""
+        leaves = BatchSums(*(value.detach().requires_grad_() for value in batch))
+        losses = self.losses(leaves)
+        gradients = torch.autograd.grad(losses.total, leaves, allow_unused=True, materialize_grads=True)
+        return losses, BatchSums(*gradients)
 
     def selectivity(self, sums: Sums) -> Selectivity:
         """Eq. 5 from moving sums, with the configured meaning of *any*."""

@@ -53,8 +53,7 @@ def auxk_error(
     pre_BI = sae.pre_activations(h_BD, context_BCD, modality_B, dead_I)
     values_Bk, kept_Bk = pre_BI.topk(min(k, len(dead_I)), dim=1, sorted=False)
     values_Bk = sae.mesh.keep_largest("tp", values_Bk, k)
-    latents_BI = torch.zeros(len(h_BD), len(dead_I), dtype=h_BD.dtype, device=h_BD.device)
-    latents_BI = latents_BI.scatter(1, kept_Bk, values_Bk.relu())
+    latents_BI = torch.zeros_like(pre_BI).scatter(1, kept_Bk, values_Bk.relu())
     reconstruction_BD = sae.mesh.sum("tp", latents_BI @ sae.W_dec[dead_I])[0]
     return squared_error(residual_BD, sae.visible(reconstruction_BD, modality_B))
 

@@ -15,7 +15,8 @@ from cmma.sae.architectures.base import SparseAutoencoder
 from cmma.sae.config import OptimConfig
 from cmma.sae.objective.objective import Losses, Objective
 from cmma.sae.records import RecordBatch, generator
-from cmma.sae.training.dead import DeadLatents, auxk_error, resample
+from cmma.sae.training.dead import DeadLatents, resample
+from cmma.sae.training.gradient import check_settings, differentiate
 from cmma.sae.training.parallel import latent_names
 
 
@@ -41,6 +42,8 @@ class Trainer:
         self, sae: SparseAutoencoder, config: OptimConfig, n_records: int, n_labels: int = 0, seed: int = 0,
     ) -> None:
         self.sae, self.mesh, self.config, self.seed = sae, sae.mesh, config, seed
+        check_settings(sae, config)
+        self.training_pass = torch.compile(sae.training_pass) if config.compile else sae.training_pass
         self.total_steps = config.total_steps(n_records)
         self.objective = Objective(sae.config, n_labels, self.mesh).to(sae.W_enc.device)
         self.dead = DeadLatents(sae.n_latents, config.dead_after).to(sae.W_enc.device)
@@ -53,26 +56,14 @@ class Trainer:
 
     def advance(self, batch: RecordBatch) -> Losses:
         """One optimiser step on this process's part of a global batch. Raises DataError when the loss is not finite."""
-        sae = self.sae
-        with torch.no_grad():
-            h_BD = sae.standardiser.standardise(batch.acts_BD, batch.modality_B)
-            context_BCD = sae.standardise_context(batch.context_BCD, batch.modality_B)
-        done = sae.training_pass(h_BD, context_BCD, batch)
-        losses = self.objective(
-            h_BD, done.reconstruction_BD, done.latents_BK, batch.modality_B, batch.labels_BL, done.sparsity_B)
-        total = losses.total + sum(done.terms.values()) / self.config.batch
+        dead_I = self.dead.indices()
+        losses, done = differentiate(self, batch, dead_I)
         losses.terms.update(self._means(done.terms))
-        residual_BD = (h_BD - done.reconstruction_BD).detach()
-        revival, dead_I = sae.config.revival, self.dead.indices()
-        if revival == "auxk" and self.mesh.total("tp", len(dead_I)):
-            error = auxk_error(sae, h_BD, context_BCD, residual_BD, dead_I, sae.config.aux_k, batch.modality_B)
-            total = total + sae.config.lambda_aux * error / self.config.batch
-        total.backward()
         self._update()
         self.dead.update(losses.activation_K > 0, self.config.batch)
         self.step += 1
-        if revival == "resample" and self._resamples_now():
-            self._resample(residual_BD)
+        if self.sae.config.revival == "resample" and self._resamples_now():
+            self._resample(done.residual_BD)
         return losses
 
     def _means(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
