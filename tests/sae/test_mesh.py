@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -35,6 +36,7 @@ TERMS = {"lambda1": 0.05, "lambda2": 0.01, "lambda3": 0.01, "attention": True, "
 CASES: dict[str, SAEConfig] = {
     "msae": preset("msae", n_latents=K, **TERMS),
     "mean": preset("msae", n_latents=K, reduction="mean", **TERMS),
+    "in_parts": preset("msae", n_latents=K, **TERMS),
     "gated": preset("gated", n_latents=K, **TERMS),
     "jumprelu": preset("jumprelu", n_latents=K, bandwidth=0.5, **TERMS),
     "topk": preset("topk", n_latents=K, k=3, aux_k=2),
@@ -47,6 +49,7 @@ CASES: dict[str, SAEConfig] = {
     "group_sparse": preset("group_sparse", n_latents=K, k=3),
     "separate_matched": preset("separate_matched", n_latents=K, k=3),
 }
+PARTS = {"in_parts": 3}
 PAIRED = ("sparc", "group_sparse", "separate_matched")
 GRIDS = [*((name, tp) for name in ("msae", "jumprelu", "topk", "batchtopk") for tp in (1, 2, 4)),
          *((name, 2) for name in CASES if name not in ("msae", "jumprelu", "topk", "batchtopk", *PAIRED)),
@@ -81,14 +84,14 @@ class StoppingReader(TensorReader):
 
 def run(name: str, mesh: Mesh, folder: Path, stop_at: int = 0) -> list[dict]:
     """Train one case and save it as FOLDER/sae; what was logged."""
-    records, logged = reader(), []
+    records, logged, optim = reader(), [], replace(OPTIM, accumulate=PARTS.get(name, 1))
     sae = spread(build_sae(CASES[name], D, Standardiser.fit(records), seed=1), mesh)
     if stop_at:
         records.__class__, records.stop_at = StoppingReader, stop_at
         with pytest.raises(Stop):
-            train(sae, records, OPTIM, folder / "checkpoint", seed=3)
+            train(sae, records, optim, folder / "checkpoint", seed=3)
         return logged
-    train(sae, records, OPTIM, folder / "checkpoint", logged.append, seed=3)
+    train(sae, records, optim, folder / "checkpoint", logged.append, seed=3)
     save_sae(sae, folder / "sae")
     return logged
 

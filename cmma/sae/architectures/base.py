@@ -68,7 +68,7 @@ class SparseAutoencoder(nn.Module, ABC):
     competes: ClassVar[bool] = False
     """Whether a latent's activation depends on the other latents of the record."""
     whole_batch: ClassVar[bool] = False
-    """Whether the latents of a record depend, in training, on the other records of the batch."""
+    """Whether a training step has to see the whole batch at once, and not part by part."""
     reads_pairs: ClassVar[bool] = False
     """Whether training reads pairs of records: the reader then keeps the records of a sample together."""
 

@@ -87,7 +87,7 @@ class Objective(nn.Module):
         self, h_BD: Tensor, reconstruction_BD: Tensor, latents: Tensor | SparseLatents | LatentSums, modality_B: Tensor,
         labels_BL: Tensor | None, sparsity_B: Tensor | None = None,
     ) -> BatchSums:
-        """This process's sums over records.
+        """This process's sums over its records.
 
         Args:
             h_BD, reconstruction_BD: [B, d], this process's records.
@@ -119,7 +119,7 @@ class Objective(nn.Module):
         if self.config.reduction == "mean":
             penalty, reward = self.mesh.share(penalty), self.mesh.share(reward)
         penalty, reward, active_M, activation = self.mesh.sum(
-            "tp", penalty, reward, active_M, activation_MK.detach().sum())
+            "tp", penalty, reward, active_M.detach(), activation_MK.detach().sum())
 
         total = self.additive(batch) / n_records
         if self.config.lambda2:
