@@ -36,13 +36,15 @@ def run_sweep(jobs: Sequence[tuple[Config, Sequence[str]]]) -> None:
 
     failures: list[CmmaError] = []
     for group in passes(stage for stage, _ in together.values()):
-        failures += _train([together[stage.artifact.key] for stage in group])
+        for stage, failure in _train([together[stage.artifact.key] for stage in group]):
+            own = [word for word in stage.overrides if any(word not in words for _, words in jobs)]
+            failures.append(type(failure)(f"{' '.join(own)}: {failure}"))
     if failures:
         raise failures[0]
 
 
-def _train(group: Sequence[tuple[Stage, Keys]]) -> list[CmmaError]:
-    """Train and commit dictionaries that share a pass. Returns what went wrong."""
+def _train(group: Sequence[tuple[Stage, Keys]]) -> list[tuple[Stage, CmmaError]]:
+    """Train dictionaries on one pass and commit them. Returns those that failed."""
     from cmma.stages.train_sae import train_dictionaries
 
     stages, started = [stage for stage, _ in group], time.perf_counter()
@@ -55,8 +57,7 @@ def _train(group: Sequence[tuple[Stage, Keys]]) -> list[CmmaError]:
     failures = []
     for (stage, keys), outcome in zip(group, train_dictionaries(stages), strict=True):
         if isinstance(outcome, CmmaError):
-            own = [word for word in stage.overrides if any(word not in other.overrides for other in stages)]
-            failures.append(type(outcome)(f"{' '.join(own)}: {outcome}"))
+            failures.append((stage, outcome))
         else:
             commit(stage, keys, outcome, time.perf_counter() - started)
             announce(stage, "finished")

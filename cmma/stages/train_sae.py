@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -36,30 +36,26 @@ def run(stage: Stage) -> dict[str, Any]:
     return outcome
 
 
-def train_dictionaries(stages: Sequence[Stage]) -> list[dict[str, Any] | CmmaError]:
+def train_dictionaries(stages: Sequence[Stage]) -> Iterator[dict[str, Any] | CmmaError]:
     """Train the dictionaries of several configurations on one pass (`cmma.stages.passes`); rank 0 saves.
 
-    Returns:
-        The summary of each, or why it could not be trained; the others are trained all the same.
+    Yields:
+        Of each the summary, once it is saved, or why it could not be trained; the others are trained all the same.
     """
     reader = _reader(stages[0])
     standardiser = Standardiser.fit(reader)
     with ExitStack() as logs:
         runs = [_run(stage, reader, copy.deepcopy(standardiser), logs) for stage in stages]
         train_together(runs)
-    if stages[0].rank != 0:
-        return [run.failure or {} for run in runs]
-    trained = [run.sae for run in runs if not run.failure]
-    measured = iter(measure_together(trained, reader.held_out(stages[0].config.optim.batch)) if trained else [])
-    outcomes: list[dict[str, Any] | CmmaError] = []
+    saved = [run.sae for run in runs if not run.failure and stages[0].rank == 0]
+    measured = iter(measure_together(saved, reader.held_out(stages[0].config.optim.batch)) if saved else [])
     for stage, run in zip(stages, runs, strict=True):
-        if run.failure:
-            outcomes.append(run.failure)
+        if run.failure or stage.rank != 0:
+            yield run.failure or {}
             continue
         save_sae(run.sae, stage.artifact.folder)
         shutil.rmtree(stage.artifact.path("checkpoint"), ignore_errors=True)
-        outcomes.append({**_facts(run.sae, stage), "seed": stage.config.seed, **next(measured).summary()})
-    return outcomes
+        yield {**_facts(run.sae, stage), "seed": stage.config.seed, **next(measured).summary()}
 
 
 def _run(stage: Stage, reader: ShardReader, standardiser: Standardiser, logs: ExitStack) -> Run:

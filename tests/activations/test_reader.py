@@ -99,3 +99,11 @@ def test_samples_stay_together_for_who_reads_pairs(artifact):
     assert records.sample_B.unique_consecutive().numel() == records.sample_B.unique().numel()
     plain = next(iter(reader.batches(reader.n_records, seed=1)))
     assert sorted(plain.sample_B.tolist()) == sorted(records.sample_B.tolist())
+
+
+def test_one_reader_keeps_orders_apart(artifact):
+    """The buffer of one order is not taken for that of another, as when statistics are fitted before training."""
+    reader = ShardReader(artifact, 3, buffer_shards=8)
+    first = rows([next(reader.batches(10, seed=0))])
+    second = rows([next(reader.batches(10, seed=1))])
+    assert second == rows([next(ShardReader(artifact, 3, buffer_shards=8).batches(10, seed=1))]) != first

@@ -28,6 +28,7 @@ TINY = [
     "intervention.n_features=2", "intervention.max_new_tokens=4", "cmig.n_features=4", "cmig.n_samples=6",
     "cmig.n_selection_samples=6", "cmig.random_graphs=2", "cmig.power_law_draws=5", "metric.n_samples=8",
     "metric.n_questions=8", "metric.max_new_tokens=4", "metric.batch_size=4", "metric.n_bootstrap=50",
+    "sae_metric.splice_samples=8", "sae_metric.batch_size=8", "sae_metric.n_bootstrap=50",
     "launch.threads=1",
 ]  # fmt: skip
 
@@ -64,7 +65,7 @@ def dictionary(outputs: Path) -> Artifact:
 
 def test_every_later_stage_takes_it(outputs):
     made = {artifact.stage: artifact for artifact in list_artifacts(outputs)}
-    assert {"interpret", "intervene", "build-cmig", "evaluate", "report"} <= {*made}
+    assert {"interpret", "intervene", "build-cmig", "evaluate-sae", "evaluate", "report"} <= {*made}
     assert made["interpret"].manifest["parents"] == {"train-sae": dictionary(outputs).key}
     assert len(made["interpret"].read_table("features.parquet")) == N_LATENTS
 
