@@ -7,7 +7,8 @@ from torch import Tensor
 
 from cmma.sae.architectures.base import SparseAutoencoder, TrainingPass
 from cmma.sae.architectures.encoder import LinearEncoder
-from cmma.sae.kernels.sparse import Kept, SparseLatents
+from cmma.sae.kernels.kept import Kept
+from cmma.sae.kernels.sparse import SparseLatents
 from cmma.sae.mesh import ALONE, Mesh
 from cmma.sae.records import RecordBatch
 from cmma.sae.standardiser import modality_row
