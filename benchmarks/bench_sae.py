@@ -39,11 +39,12 @@ def make_batch(n: int, d: int) -> RecordBatch:
         torch.zeros(n, dtype=torch.long), None, (torch.rand(n, N_LABELS) < 0.1).float())
 
 
-def trainer_step(batch: RecordBatch, arch: str, **config: object) -> Step:
+def trainer_step(batch: RecordBatch, arch: str, precision: str = "float32", **config: object) -> Step:
     """Our whole step: standardise, encode, decode, every term, backward, project, Adam, project."""
     d = batch.acts_BD.shape[1]
-    sae = build_sae(preset(arch, revive="none", **config), d, Standardiser.identity((d,)))
-    trainer = Trainer(sae, OptimConfig(batch=len(batch), steps=10_000), len(batch), N_LABELS)
+    sae = build_sae(preset(arch, revive="none", **config), d, Standardiser.identity((d,))).to(batch.acts_BD.device)
+    optim = OptimConfig(batch=len(batch), steps=10_000, precision=precision)
+    trainer = Trainer(sae, optim, len(batch), N_LABELS)
     return lambda: trainer.advance(batch)
 
 

@@ -170,6 +170,7 @@ class LaunchConfig:
         nproc: workers per node. nodes: number of nodes.
         rdzv_endpoint: host:port of the rendezvous when nodes > 1; the same on every node.
         max_restarts: how often a failed group of workers is started again.
+        tp: workers over which `train-sae` spreads the latents; batches are spread over nproc · nodes / tp.
         device: auto, cpu or cuda.
         threads: CPU threads per process; 0 = cores divided by nproc.
     """
@@ -179,6 +180,7 @@ class LaunchConfig:
     nodes: int = 1
     rdzv_endpoint: str = ""
     max_restarts: int = 0
+    tp: int = 1
     device: str = "auto"
     threads: int = 0
 
@@ -186,6 +188,10 @@ class LaunchConfig:
         one_of("launch.kind", self.kind, ("local", "torchrun"))
         one_of("launch.device", self.device, ("auto", "cpu", "cuda"))
         at_least("launch.nproc", self.nproc, 1)
+        at_least("launch.tp", self.tp, 1)
+        if self.nproc * self.nodes % self.tp:
+            raise ConfigError(f"launch.tp={self.tp} does not divide the {self.nproc * self.nodes} processes of "
+                              "launch.nproc and launch.nodes; change one of them")
         if self.nodes > 1 and not self.rdzv_endpoint:
             raise ConfigError("launch.nodes > 1 needs launch.rdzv_endpoint=HOST:PORT, the same on every node")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ def launch_workers(stage: str, resolved: Path, launch: LaunchConfig) -> None:
     from torch.distributed.launcher.api import LaunchConfig as ElasticConfig
     from torch.distributed.launcher.api import elastic_launch
 
+    # Else a restarted group meets the addresses of the one before in the agent's store (pytorch issue 135712).
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     elastic = ElasticConfig(
         min_nodes=launch.nodes, max_nodes=launch.nodes, nproc_per_node=launch.nproc,
         rdzv_backend="c10d", rdzv_endpoint=launch.rdzv_endpoint or "localhost:0",
@@ -35,5 +38,5 @@ def launch_workers(stage: str, resolved: Path, launch: LaunchConfig) -> None:
         rank, failure = error.get_first_failure()
         raise CmmaError(
             f"{stage}: worker {rank} ended with status {failure.exitcode}; its message is above; run the same command "
-            "again to go on from the finished shards"
+            "again to go on from what is finished"
         ) from error

@@ -22,11 +22,13 @@ def main(stage: str, resolved: Path) -> None:
     device = resolve_device(config)
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    root = outputs_folder(config)
+    keys, parents = open_parents(stage, config, root)
+    artifact = Artifact(root, stage, keys.key(stage))
+    if artifact.finished:  # the group was started again after its last step
+        return
     dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
     try:
-        root = outputs_folder(config)
-        keys, parents = open_parents(stage, config, root)
-        artifact = Artifact(root, stage, keys.key(stage))
         execute(Stage(stage, config, artifact, parents, dist.get_rank(), dist.get_world_size(), device), keys)
         dist.barrier()
     finally:

@@ -13,7 +13,7 @@ from cmma.artifacts.shards import read_shard
 from cmma.artifacts.store import Artifact
 from cmma.errors import ConfigError
 from cmma.modality import Modality
-from cmma.sae.records import RecordBatch, generator, rank_slice, shuffled
+from cmma.sae.records import RecordBatch, generator, rank_slice, sample_slice, shuffled
 
 _KEYS = ("modality", "sample", "position")
 
@@ -54,10 +54,11 @@ class ShardReader:
         self, batch_size: int, seed: int, start_step: int = 0, rank: int = 0, world: int = 1, together: bool = False
     ) -> Iterator[RecordBatch]:
         """See `ActivationReader.batches`. A batch may span the end of an epoch; every batch is full."""
-        part = rank_slice(batch_size, rank, world)
+        part = slice(0, batch_size) if together else rank_slice(batch_size, rank, world)
         step = start_step
         while True:
-            yield self._rows(step * batch_size + part.start, step * batch_size + part.stop, seed, together)
+            batch = self._rows(step * batch_size + part.start, step * batch_size + part.stop, seed, together)
+            yield batch[sample_slice(batch.sample_B, rank, world)] if together else batch
             step += 1
 
     def held_out(self, batch_size: int) -> Iterator[RecordBatch]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: the disk is full or the folder cannot be written; nothing is left under either name.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -89,10 +90,10 @@ def sha256_of(path: Path) -> str:
 
 
 def remove_stale_temporaries(folder: Path) -> None:
-    """Delete temporary files left by processes that no longer exist."""
+    """Delete temporary files left by processes of this machine that no longer exist."""
     for path in folder.rglob(".*.tmp"):
-        pid = path.name.rsplit(".", 2)[-2]
-        if pid.isdigit() and not _alive(int(pid)):
+        name_and_host, pid, _ = path.name.rsplit(".", 2)
+        if name_and_host.endswith(f".{socket.gethostname()}") and pid.isdigit() and not _alive(int(pid)):
             path.unlink(missing_ok=True)
 
 

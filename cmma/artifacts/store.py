@@ -91,6 +91,8 @@ class Artifact:
         """Hash every file and write the manifest: from here on the artifact is finished and is never changed."""
         sidecar_hashes = {info["file"]: info["sha256"] for info in self.sidecars()}
         self._drop_unsealed(set(sidecar_hashes))
+        for temporary in self.folder.rglob(".*.tmp"):  # of killed processes of other machines
+            temporary.unlink()
         files = {}
         for path in self._files():
             known = sidecar_hashes.get(path.name) if path.parent.name == "shards" else None

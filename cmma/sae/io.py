@@ -17,6 +17,7 @@ from cmma.sae.architectures.base import SparseAutoencoder
 from cmma.sae.architectures.registry import CLASSES
 from cmma.sae.config import SAEConfig
 from cmma.sae.standardiser import Standardiser
+from cmma.sae.training.parallel import whole_state
 
 FORMAT = "cmma-sae"
 SCHEMA = 2
@@ -27,10 +28,14 @@ WEIGHTS, DESCRIPTION = "sae.safetensors", "sae.json"
 def save_sae(sae: SparseAutoencoder, folder: Path) -> None:
     """Write a dictionary. Weights first, then the description with their sha256: a killed save never passes for whole.
 
+    All processes of the dictionary's mesh have to call it; rank 0 writes.
+
     Raises:
         ArtifactError: the folder cannot be written.
     """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in sae.state_dict().items()}
+    tensors = whole_state(sae)
+    if sae.mesh.rank != 0:
+        return
     with atomic_path(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary)
     write_json(folder / DESCRIPTION, {

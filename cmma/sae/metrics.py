@@ -173,14 +173,15 @@ def measure_together(
 ) -> list[SAEMetrics]:
     """The sums of several dictionaries on one device over all batches, which are read once; `also` as in `measure`."""
     device = saes[0].W_enc.device
-    measured = [SAEMetrics(sae.d, sae.n_latents).to(device) for sae in saes]
+    measured = [SAEMetrics(sae.d, sae.config.n_latents).to(device) for sae in saes]
     for batch in batches:
         records = batch.to(device)
         for sae, metrics in zip(saes, measured, strict=True):
             out = sae(records.acts_BD, records.modality_B, records.context_BCD)
-            metrics.update(records.acts_BD, out.reconstruction_BD, out.latents_BK, records.modality_B)
+            latents_BK = sae.mesh.all_latents(out.latents_BK)
+            metrics.update(records.acts_BD, out.reconstruction_BD, latents_BK, records.modality_B)
             if also is not None:
-                also(records, out.latents_BK)
+                also(records, latents_BK)
     return measured
 
 

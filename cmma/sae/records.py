@@ -76,7 +76,8 @@ class ActivationReader(Protocol):
 
         The *global* batch of a step is a function of (seed, step) alone and has `batch_size` records; a rank gets its
         contiguous part of it (`rank_slice`), so that all ranks together see what one process would. With `together`
-        samples are shuffled and not records: those of a sample follow each other, for who trains on pairs.
+        samples are shuffled and not records: those of a sample follow each other, for who trains on pairs, and a rank
+        gets all of them (`sample_slice`).
         """
         ...
 
@@ -88,6 +89,18 @@ class ActivationReader(Protocol):
 def rank_slice(batch_size: int, rank: int, world: int) -> slice:
     """The part of a global batch that belongs to a rank: contiguous, sizes differing by one at most."""
     return slice(batch_size * rank // world, batch_size * (rank + 1) // world)
+
+
+def sample_slice(sample_B: Tensor, rank: int, world: int) -> slice:
+    """The part of a global batch that belongs to a rank where samples stay whole.
+
+    It is `rank_slice`, with both ends moved on to where the records of the next sample begin.
+    """
+    part = rank_slice(len(sample_B), rank, world)
+    begins_S = (sample_B.diff() != 0).nonzero()[:, 0] + 1
+    ends = torch.tensor([0, *begins_S.tolist(), len(sample_B)])
+    start, stop = ends[torch.searchsorted(ends, torch.tensor([part.start, part.stop]))].tolist()
+    return slice(start, stop)
 
 
 def generator(*key: int | str) -> torch.Generator:
@@ -159,7 +172,7 @@ class TensorReader:
         self, batch_size: int, seed: int, start_step: int = 0, rank: int = 0, world: int = 1, together: bool = False
     ) -> Iterator[RecordBatch]:
         """See `ActivationReader.batches`. A batch may span the end of an epoch; every batch is full."""
-        part = rank_slice(batch_size, rank, world)
+        part = slice(0, batch_size) if together else rank_slice(batch_size, rank, world)
         epoch, order_N = -1, torch.empty(0, dtype=torch.int64)
         step = start_step
         while True:
@@ -172,7 +185,8 @@ class TensorReader:
                 end = min(stop, (epoch + 1) * self.n_records)
                 pieces.append(order_N[at - epoch * self.n_records : end - epoch * self.n_records])
                 at = end
-            yield self._train[torch.cat(pieces) if pieces else order_N[:0]]
+            batch = self._train[torch.cat(pieces) if pieces else order_N[:0]]
+            yield batch[sample_slice(batch.sample_B, rank, world)] if together else batch
             step += 1
 
     def held_out(self, batch_size: int) -> Iterator[RecordBatch]:

@@ -14,10 +14,11 @@ from cmma.sae.architectures.base import SparseAutoencoder
 from cmma.sae.architectures.registry import build_sae
 from cmma.sae.interchange.load import import_sae
 from cmma.sae.io import save_sae
-from cmma.sae.metrics import evaluate_sae, measure_together
+from cmma.sae.mesh import Mesh
+from cmma.sae.metrics import evaluate_sae
 from cmma.sae.standardiser import Standardiser
-from cmma.sae.training.loop import train_together
-from cmma.sae.training.parallel import Ranks
+from cmma.sae.training.loop import held_out_metrics, train_together
+from cmma.sae.training.parallel import spread
 from cmma.sae.training.run import Run
 from cmma.stages.metrics_log import MetricsLog
 from cmma.stages.runner import Stage
@@ -44,26 +45,27 @@ def train_dictionaries(stages: Sequence[Stage]) -> Iterator[dict[str, Any] | Cmm
     """
     reader = _reader(stages[0])
     standardiser = Standardiser.fit(reader)
+    mesh = Mesh(stages[0].rank, stages[0].world, stages[0].config.launch.tp)
     with ExitStack() as logs:
-        runs = [_run(stage, reader, copy.deepcopy(standardiser), logs) for stage in stages]
+        runs = [_run(stage, reader, copy.deepcopy(standardiser), mesh, logs) for stage in stages]
         train_together(runs)
-    saved = [run.sae for run in runs if not run.failure and stages[0].rank == 0]
-    measured = iter(measure_together(saved, reader.held_out(stages[0].config.optim.batch)) if saved else [])
+    trained = [run.sae for run in runs if not run.failure]
+    measured = iter(held_out_metrics(trained, reader, stages[0].config.optim.batch))
     for stage, run in zip(stages, runs, strict=True):
-        if run.failure or stage.rank != 0:
-            yield run.failure or {}
+        if run.failure:
+            yield run.failure
             continue
         save_sae(run.sae, stage.artifact.folder)
-        shutil.rmtree(stage.artifact.path("checkpoint"), ignore_errors=True)
-        yield {**_facts(run.sae, stage), "seed": stage.config.seed, **next(measured).summary()}
+        if mesh.rank == 0:
+            shutil.rmtree(stage.artifact.path("checkpoint"), ignore_errors=True)
+        yield {**_facts(run.sae, stage), "seed": stage.config.seed, **next(measured)}
 
 
-def _run(stage: Stage, reader: ShardReader, standardiser: Standardiser, logs: ExitStack) -> Run:
+def _run(stage: Stage, reader: ShardReader, standardiser: Standardiser, mesh: Mesh, logs: ExitStack) -> Run:
     config, artifact = stage.config, stage.artifact
-    sae = build_sae(config.sae, reader.width, standardiser, config.seed).to(stage.device)
+    sae = spread(build_sae(config.sae, reader.width, standardiser, config.seed), mesh).to(stage.device)
     log = logs.enter_context(MetricsLog(artifact.path("metrics.jsonl"), config, stage.rank))
-    ranks = Ranks(stage.rank, stage.world)
-    return Run(sae, reader, config.optim, artifact.path("checkpoint"), log, config.seed, ranks)
+    return Run(sae, reader, config.optim, artifact.path("checkpoint"), log, config.seed)
 
 
 def import_dictionary(stage: Stage) -> dict[str, Any]:
@@ -88,6 +90,6 @@ def _reader(stage: Stage) -> ShardReader:
 
 def _facts(sae: SparseAutoencoder, stage: Stage) -> dict[str, Any]:
     return {
-        "arch": sae.config.arch, "layer": stage.config.sae_layer(), "n_latents": sae.n_latents, "width": sae.d,
-        "expansion": sae.n_latents / sae.d,
+        "arch": sae.config.arch, "layer": stage.config.sae_layer(), "n_latents": sae.config.n_latents, "width": sae.d,
+        "expansion": sae.config.n_latents / sae.d,
     }

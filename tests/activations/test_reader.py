@@ -67,9 +67,13 @@ def test_starting_late_gives_the_same_stream(artifact, buffer_shards):
     assert rows(whole[13:]) == rows(late)
 
 
-def test_ranks_together_see_the_batches_of_one_process(artifact):
-    one = list(itertools.islice(ShardReader(artifact, 3, 2).batches(10, seed=1), 12))
-    parts = [itertools.islice(ShardReader(artifact, 3, 2).batches(10, seed=1, rank=r, world=3), 12) for r in range(3)]
+@pytest.mark.parametrize("together", [False, True])
+def test_ranks_together_see_the_batches_of_one_process(artifact, together):
+    def batches(rank: int, world: int):
+        stream = ShardReader(artifact, 3, 2).batches(10, seed=1, rank=rank, world=world, together=together)
+        return itertools.islice(stream, 12)
+
+    one, parts = batches(0, 1), [batches(rank, 3) for rank in range(3)]
     for whole, shares in zip(one, zip(*parts, strict=True), strict=True):
         assert rows([whole]) == rows(shares)
 

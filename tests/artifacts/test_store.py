@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 
 import pandas as pd
 import pytest
@@ -129,12 +130,15 @@ def test_truncated_shard_is_refused_by_name(artifact):
 
 
 def test_temporaries_of_dead_processes_go_those_of_living_ones_stay(tmp_path):
-    dead, alive = tmp_path / ".a.json.999999999.tmp", tmp_path / f".b.json.{os.getpid()}.tmp"
-    dead.write_text("")
-    alive.write_text("")
+    here = socket.gethostname()
+    dead, alive, elsewhere = (
+        tmp_path / f".a.json.{name}.tmp" for name in (f"{here}.999999999", f"{here}.{os.getpid()}", "node7.999999999"))
+    for path in (dead, alive, elsewhere):
+        path.write_text("")
     remove_stale_temporaries(tmp_path)
     assert not dead.exists()
     assert alive.exists()
+    assert elsewhere.exists()  # its process may well be alive there
 
 
 def test_listing_and_ambiguous_keys(tmp_path):

@@ -137,3 +137,5 @@ def test_a_resolved_configuration_reads_back_equal(tmp_path):
 def test_rules_between_values():
     with pytest.raises(ConfigError, match="rdzv_endpoint"):
         to_config(OmegaConf.merge(schema(), {"launch": {"kind": "torchrun", "nodes": 2}}))
+    with pytest.raises(ConfigError, match=r"launch\.tp=4 does not divide the 6 processes"):
+        to_config(OmegaConf.merge(schema(), {"launch": {"kind": "torchrun", "nproc": 6, "tp": 4}}))

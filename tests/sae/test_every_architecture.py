@@ -12,10 +12,11 @@ from cmma.sae import load_sae
 from cmma.sae.architectures.registry import CLASSES, build_sae
 from cmma.sae.config import ARCHITECTURES, COUNTED, OptimConfig, preset
 from cmma.sae.io import save_sae
+from cmma.sae.mesh import Mesh
 from cmma.sae.records import TensorReader
 from cmma.sae.standardiser import Standardiser
 from cmma.sae.training.loop import train
-from cmma.sae.training.parallel import Ranks
+from cmma.sae.training.parallel import spread
 from cmma.sae.training.trainer import Trainer
 
 D, K = 8, 24
@@ -102,12 +103,12 @@ def test_the_controller_moves_lambda1(arch):
     assert (trainer.objective.lambda1_M > 0.05).all()  # the dictionary starts denser than its targets
 
 
-@pytest.mark.parametrize("arch", [arch for arch, kind in CLASSES.items() if kind.whole_batch or kind.reads_pairs])
-def test_what_needs_the_whole_batch_refuses_to_be_spread(arch):
-    ranks = object.__new__(Ranks)
-    object.__setattr__(ranks, "world", 2)
-    with pytest.raises(ConfigError, match=f"sae.arch={arch}"):
-        Trainer(dictionary(arch), OPTIM, 300, 4, ranks=ranks)
+@pytest.mark.parametrize("arch", [arch for arch, kind in CLASSES.items() if kind.reads_pairs])
+def test_what_reads_pairs_keeps_all_latents_in_one_process(arch):
+    mesh = Mesh()
+    mesh.tp = 2
+    with pytest.raises(ConfigError, match=f"sae.arch={arch} .* launch.tp=1"):
+        spread(dictionary(arch), mesh)
 
 
 def test_samples_stay_together_when_pairs_are_read():

@@ -10,10 +10,10 @@ from torch.autograd import gradcheck
 from cmma.sae.architectures.jumprelu import Jump, Step
 from cmma.sae.architectures.registry import build_sae
 from cmma.sae.config import preset
+from cmma.sae.mesh import Mesh
 from cmma.sae.objective.objective import Objective
 from cmma.sae.records import RecordBatch
 from cmma.sae.standardiser import Standardiser
-from cmma.sae.training.parallel import Ranks
 
 D, K = 10, 30
 
@@ -126,7 +126,7 @@ def test_gated_trains_its_gate_by_the_auxiliary_loss_alone():  # eq. 8: the deco
 def test_lambda1_weighs_the_architectures_own_measure(arch):
     sae, records = dictionary(arch, lambda1=0.7), batch()
     done = sae.training_pass(records.acts_BD, None, records)
-    losses = Objective(sae.config, 0, Ranks())(
+    losses = Objective(sae.config, 0, Mesh())(
         records.acts_BD, done.reconstruction_BD, done.latents, records.modality_B, None, done.sparsity_B)
     expected = (records.acts_BD - done.reconstruction_BD).square().sum(1).mean() + 0.7 * done.sparsity_B.mean()
     torch.testing.assert_close(losses.total, expected)

@@ -20,10 +20,10 @@ from cmma.sae import ImportConfig, import_sae, load_sae, save_sae, save_saelens,
 from cmma.sae.architectures.base import SparseAutoencoder
 from cmma.sae.architectures.registry import build_sae
 from cmma.sae.config import preset
+from cmma.sae.mesh import Mesh
 from cmma.sae.objective.objective import Objective
 from cmma.sae.records import RecordBatch
 from cmma.sae.standardiser import Standardiser
-from cmma.sae.training.parallel import Ranks
 
 DATA = Path(__file__).parent / "data"
 FOREIGN = sorted(path.parent.name for path in DATA.glob("*/expected.safetensors"))
@@ -74,7 +74,7 @@ def test_a_decoder_is_never_renormalised():
 def test_losses_and_gradients_are_dictionary_learnings(arch):
     stored, sae = load_file(DATA / "losses.safetensors"), load_sae(DATA / f"dictionary_learning_loss_{arch}")
     weights = {"lambda1": 0.05} if arch == "standard" else {}
-    objective = Objective(preset(arch, n_latents=K, k=sae.config.k, **weights), 0, Ranks())
+    objective = Objective(preset(arch, n_latents=K, k=sae.config.k, **weights), 0, Mesh())
     sae.requires_grad_(True)
     n = len(stored["records"])
     batch = RecordBatch(stored["records"], torch.zeros(n, dtype=torch.int8), torch.arange(n), torch.zeros(n))

@@ -16,7 +16,8 @@ from torch import Tensor
 from cmma.sae.architectures.base import SparseAutoencoder
 from cmma.sae.architectures.registry import build_sae
 from cmma.sae.config import OptimConfig, preset
-from cmma.sae.kernels.sparse import Kept, SparseLatents, gather_dot, gather_sum, scatter_sum
+from cmma.sae.kernels.kept import Kept
+from cmma.sae.kernels.sparse import SparseLatents, gather_dot, gather_sum, scatter_sum
 from cmma.sae.records import RecordBatch
 from cmma.sae.standardiser import Standardiser
 from cmma.sae.training.trainer import Trainer

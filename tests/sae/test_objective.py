@@ -12,13 +12,13 @@ from torch import Tensor
 
 from cmma.modality import Modality
 from cmma.sae.config import preset
+from cmma.sae.mesh import Mesh
 from cmma.sae.objective import statistics
 from cmma.sae.objective.information import label_distribution, mutual_information, soft_indicator
 from cmma.sae.objective.losses import alignment, cross_penalty
 from cmma.sae.objective.objective import Objective
 from cmma.sae.objective.selectivity import Selectivity, selectivity
 from cmma.sae.objective.statistics import Conditions, MovingSums, Sums, latent_sums, relu_and_sums
-from cmma.sae.training.parallel import Ranks
 
 
 def latents(n: int, k: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -197,7 +197,7 @@ def batch(n: int = 60, k: int = 30, d: int = 5) -> dict[str, Tensor]:
 def test_the_loss_is_equation_3():
     config = preset("msae", n_latents=30, lambda1=0.1, lambda2=0.02, lambda3=0.03, tau=0.2)
     inputs = batch()
-    losses = Objective(config, 4, Ranks())(**inputs)
+    losses = Objective(config, 4, Mesh())(**inputs)
 
     a, m = inputs["latents"], inputs["modality_B"]
     error = (inputs["h_BD"] - inputs["reconstruction_BD"]).square().sum(1).mean()
@@ -215,8 +215,8 @@ def test_joint_views_do_not_touch_selectivity():
     config, inputs = preset("msae", n_latents=30), batch()
     changed = inputs["latents"].clone()
     changed[inputs["modality_B"] == Modality.JOINT] *= 5
-    one = Objective(config, 4, Ranks())(**inputs)
-    other = Objective(config, 4, Ranks())(**{**inputs, "latents": changed})
+    one = Objective(config, 4, Mesh())(**inputs)
+    other = Objective(config, 4, Mesh())(**{**inputs, "latents": changed})
     assert torch.equal(one.terms["cross"], other.terms["cross"])
     assert torch.equal(one.terms["align"], other.terms["align"])
     assert one.terms["l1"] < other.terms["l1"]
@@ -225,7 +225,7 @@ def test_joint_views_do_not_touch_selectivity():
 def test_without_weights_the_cross_modal_terms_leave_no_gradient():
     inputs = batch()
     inputs["latents"].requires_grad_()
-    objective = Objective(preset("topk", n_latents=30, k=3), 4, Ranks())
+    objective = Objective(preset("topk", n_latents=30, k=3), 4, Mesh())
     objective(**inputs).total.backward()
     assert inputs["latents"].grad.eq(0).all()
 
@@ -234,7 +234,7 @@ def test_the_controller_raises_the_price_of_the_denser_modality():
     inputs = batch()
     inputs["latents"][inputs["modality_B"] == Modality.TEXTUAL, 3:] = 0  # at most 3 active, against about 15
     config = preset("msae", n_latents=30, adaptive_sparsity=True, target_l0_visual=6.0, target_l0_textual=6.0)
-    objective = Objective(config, 0, Ranks())
+    objective = Objective(config, 0, Mesh())
     losses = objective(**{**inputs, "labels_BL": None})
     assert losses.l0_M[Modality.VISUAL] > 6 > losses.l0_M[Modality.TEXTUAL]
     assert objective.lambda1_M[Modality.VISUAL] > config.lambda1 > objective.lambda1_M[Modality.TEXTUAL]

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 from cmma.sae.architectures.base import SparseAutoencoder
 from cmma.sae.architectures.registry import build_sae
 from cmma.sae.config import preset
+from cmma.sae.mesh import Mesh
 from cmma.sae.objective.objective import Objective
 from cmma.sae.records import RecordBatch
 from cmma.sae.standardiser import Standardiser
 from cmma.sae.training.dead import auxk_error
-from cmma.sae.training.parallel import Ranks
 
 D, K, TOP = 16, 48, 6
 
@@ -52,7 +52,7 @@ def our_loss(sae: SparseAutoencoder, h_BD: Tensor) -> Tensor:
     n = len(h_BD)
     batch = RecordBatch(h_BD, torch.zeros(n, dtype=torch.int8), torch.arange(n), torch.zeros(n))
     done = sae.training_pass(h_BD, None, batch)
-    objective = Objective(sae.config, 0, Ranks())
+    objective = Objective(sae.config, 0, Mesh())
     return objective(h_BD, done.reconstruction_BD, done.latents, batch.modality_B, None).total
 
 

@@ -9,7 +9,7 @@ import torch
 
 from cmma.errors import DataError
 from cmma.modality import Modality
-from cmma.sae.records import TensorReader
+from cmma.sae.records import TensorReader, sample_slice
 from cmma.sae.standardiser import Standardiser
 
 
@@ -23,12 +23,20 @@ def drawn(reader: TensorReader, steps: int, **how) -> list[list[float]]:
     return [batch.acts_BD[:, 0].tolist() for batch in islice(reader.batches(**how), steps)]
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("world", [2, 3])
-def test_ranks_together_see_the_batch_of_one_process(world):
-    reader = numbered_reader()
-    alone = drawn(reader, 9, batch_size=8, seed=3)
-    parts = [drawn(reader, 9, batch_size=8, seed=3, rank=rank, world=world) for rank in range(world)]
+def test_ranks_together_see_the_batch_of_one_process(world, together):
+    reader, how = numbered_reader(per_sample=3), {"batch_size": 8, "seed": 3, "together": together}
+    alone = drawn(reader, 9, **how)
+    parts = [drawn(reader, 9, rank=rank, world=world, **how) for rank in range(world)]
     assert [list(chain(*pieces)) for pieces in zip(*parts, strict=True)] == alone
+
+
+def test_samples_stay_whole():
+    sample_B = torch.tensor([7, 7, 3, 3, 3, 3, 3, 5, 1, 1])
+    slices = [sample_slice(sample_B, rank, 4) for rank in range(4)]  # rank_slice cuts at 2, 5 and 7
+    assert slices == [slice(0, 2), slice(2, 7), slice(7, 7), slice(7, 10)]
+    assert sample_slice(sample_B, 0, 1) == slice(0, 10)
 
 
 def test_starting_at_a_step_is_skipping_to_it():

@@ -1,19 +1,17 @@
-"""A run killed at any instant and started again ends in the same weights, bit for bit; two ranks end like one."""
+"""A run killed at any instant and started again ends in the same weights, bit for bit."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import signal
-import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 
-from cmma.errors import ArtifactError, ConfigError
+from cmma.errors import ArtifactError
 from cmma.sae import load_sae
 from cmma.sae.architectures.registry import build_sae
 from cmma.sae.config import OptimConfig, preset
@@ -61,16 +59,6 @@ def test_a_killed_run_ends_in_the_same_weights(worker, undisturbed, tmp_path, st
     worker.run(tmp_path)
     resumed = weights(tmp_path)
     assert all(torch.equal(resumed[name], value) for name, value in undisturbed.items())
-
-
-def test_two_ranks_end_like_one(undisturbed, tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(WORKER.parents[2]), "OMP_NUM_THREADS": "1"}
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(WORKER), str(tmp_path)]
-    finished = subprocess.run(
-        [sys.executable, *command], env=environment, check=False, capture_output=True, timeout=300)
-    assert finished.returncode == 0, finished.stderr.decode()[-2000:]
-    for name, value in weights(tmp_path).items():
-        torch.testing.assert_close(value, undisturbed[name], atol=1e-5, rtol=0)
 
 
 class Stop(Exception):
@@ -135,13 +123,6 @@ def test_a_truncated_checkpoint_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(ArtifactError, match=r"step-000000005\.safetensors is truncated"):
         load_checkpoint(tmp_path)
-
-
-def test_several_ranks_need_a_process_group(planted):
-    reader = planted.reader()
-    sae = build_sae(preset("msae", n_latents=8), 32, Standardiser.fit(reader))
-    with pytest.raises(ConfigError, match="launch=torchrun"):
-        train(sae, reader, OptimConfig(steps=1), Path("unused"), rank=0, world=2)
 
 
 def test_the_state_of_a_trainer_is_complete(planted, tmp_path):

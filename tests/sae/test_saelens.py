@@ -146,14 +146,14 @@ def share(saes, sae, peer, names: dict[str, str], bias: str = "b_enc") -> None:
 def assert_same_step(
     saes, sae, peer, coefficients: dict[str, float], names: dict[str, str], bias: str = "b_enc", decoder: bool = True
 ) -> None:
+    from cmma.sae.mesh import Mesh
     from cmma.sae.objective.objective import Objective
     from cmma.sae.records import RecordBatch
-    from cmma.sae.training.parallel import Ranks
 
     h_BD = records()
     batch = RecordBatch(h_BD, torch.zeros(len(h_BD), dtype=torch.int8), torch.arange(len(h_BD)), torch.zeros(len(h_BD)))
     done = sae.training_pass(h_BD, None, batch)
-    total = Objective(sae.config, 0, Ranks())(
+    total = Objective(sae.config, 0, Mesh())(
         h_BD, done.reconstruction_BD, done.latents, batch.modality_B, None, done.sparsity_B).total
     total = total + sum(done.terms.values()) / len(h_BD)
     total.backward()

@@ -16,7 +16,6 @@ from cmma.sae.records import TensorReader, generator
 from cmma.sae.standardiser import Standardiser
 from cmma.sae.training.dead import DeadLatents, auxk_error, resample
 from cmma.sae.training.loop import train
-from cmma.sae.training.parallel import Ranks
 from cmma.sae.training.trainer import Trainer, learning_rate
 
 
@@ -71,7 +70,7 @@ def test_a_resampled_latent_points_at_the_worst_record():
     residual_BD = torch.zeros(8, 5)
     residual_BD[6] = torch.tensor([0.0, 3.0, 0.0, -4.0, 0.0])
     dead_I = torch.tensor([2, 9])
-    n = resample(sae, optimiser, residual_BD, dead_I, 8, generator("test"), Ranks())
+    n = resample(sae, optimiser, residual_BD, dead_I, generator("test"))
     assert n == 1  # only one record is badly reconstructed
     torch.testing.assert_close(sae.feature_directions[2], F.normalize(residual_BD[6], dim=0))
     others = torch.arange(20) != 2

@@ -1,17 +1,11 @@
-"""A small training run, alone or as one rank of several: `torchrun --nproc-per-node=2 worker.py FOLDER`.
-
-It has every term of the objective, attention, and resampling. Rank 0 writes FOLDER/sae.
-"""
+"""A small training run with every term of the objective, attention, and resampling."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import distributed as dist
 
 from cmma.sae.architectures.registry import build_sae
 from cmma.sae.config import OptimConfig, preset
@@ -32,18 +26,10 @@ def reader() -> TensorReader:
                         context_NCD=torch.randn(600, 2, 12, generator=g))
 
 
-def run(folder: Path, log: Callable[[dict], None] = lambda metrics: None, rank: int = 0, world: int = 1) -> None:
-    """Train with the checkpoints in FOLDER/checkpoint and save."""
+def run(folder: Path, log: Callable[[dict], None] = lambda metrics: None) -> None:
+    """Train with the checkpoints in FOLDER/checkpoint and save as FOLDER/sae."""
     config = preset("msae", n_latents=40, initial_l0=8.0, lambda1=0.05, lambda2=0.01, lambda3=0.01, attention=True,
                     attention_rank=3, adaptive_sparsity=True)
     sae = build_sae(config, 12, Standardiser.fit(reader()))
-    train(sae, reader(), OPTIM, folder / "checkpoint", log, seed=3, rank=rank, world=world)
-    if rank == 0:
-        save_sae(sae, folder / "sae")
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    run(Path(sys.argv[1]), rank=int(os.environ["RANK"]), world=int(os.environ["WORLD_SIZE"]))
-    dist.destroy_process_group()
+    train(sae, reader(), OPTIM, folder / "checkpoint", log, seed=3)
+    save_sae(sae, folder / "sae")

@@ -16,6 +16,7 @@ from cmma.sae.architectures.attention import CrossModalAttention
 from cmma.sae.architectures.encoder import LinearEncoder
 from cmma.sae.config import SAEConfig
 from cmma.sae.kernels.sparse import SparseLatents, gather_sum
+from cmma.sae.mesh import ALONE, Mesh
 from cmma.sae.objective.statistics import LatentSums
 from cmma.sae.records import ActivationReader, RecordBatch
 from cmma.sae.standardiser import Standardiser
@@ -57,12 +58,17 @@ class SparseAutoencoder(nn.Module, ABC):
         d: record width.
         standardiser: statistics of the records, kept in the SAE's file.
         generator: draws the initial features; None: torch's global one.
+
+    Attributes:
+        n_latents: latents that this process holds, which are all of them unless `mesh.tp` > 1.
+        mesh: the processes that train the dictionary (`cmma.sae.training.parallel.spread`).
     """
 
+    mesh: Mesh = ALONE
     competes: ClassVar[bool] = False
     """Whether a latent's activation depends on the other latents of the record."""
     whole_batch: ClassVar[bool] = False
-    """Whether a training step has to see the whole batch in one process."""
+    """Whether a training step has to see the whole batch at once, and not part by part."""
     reads_pairs: ClassVar[bool] = False
     """Whether training reads pairs of records: the reader then keeps the records of a sample together."""
 
@@ -186,9 +192,10 @@ class SparseAutoencoder(nn.Module, ABC):
 
     def decode_standardised(self, latents_BK: Tensor | SparseLatents) -> Tensor:
         """W_dec a + b_pre (Eq. 2): [B, K] → [B, d]."""
+        share_D = self.mesh.share(self.b_pre)
         if isinstance(latents_BK, SparseLatents):
-            return self.b_pre + gather_sum(latents_BK, self.W_dec)
-        return torch.addmm(self.b_pre, latents_BK, self.W_dec)
+            return self.mesh.sum("tp", share_D + gather_sum(latents_BK, self.W_dec))[0]
+        return self.mesh.sum("tp", torch.addmm(share_D, latents_BK, self.W_dec))[0]
 
     def training_pass(self, h_BD: Tensor, context_BCD: Tensor | None, batch: RecordBatch) -> TrainingPass:
         """Encode and decode a batch for a training step; `batch` says of what modality and sample the records are."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from cmma.modality import Modality
 from cmma.sae.architectures.base import SparseAutoencoder, TrainingPass
@@ -11,6 +12,7 @@ from cmma.sae.architectures.standard import gaussian_threshold
 from cmma.sae.architectures.topk import encode_active
 from cmma.sae.config import SAEConfig
 from cmma.sae.kernels.sparse import SparseLatents
+from cmma.sae.mesh import Mesh
 from cmma.sae.records import RecordBatch
 from cmma.sae.standardiser import Standardiser, modality_row
 
@@ -50,21 +52,22 @@ class BatchTopK(SparseAutoencoder):
         return encode_active(encoder, latents_BK)
 
     def keep_of_batch(self, pre_BK: Tensor, modality_B: Tensor) -> Tensor:
-        """The n·k largest of n records, zero elsewhere, and one step of the threshold."""
+        """The n·k largest of the n records of all processes, zero elsewhere, and one step of the threshold."""
         k_M = self.config.kept_latents()
         if not self.config.adaptive_sparsity:
-            latents_BK, smallest = _largest_of_all(pre_BK, k_M[-1])
+            latents_BK, smallest = _largest_of_all(pre_BK, k_M[-1] * self.mesh.total("dp", len(pre_BK)), self.mesh)
             self._move_threshold(slice(None), smallest)
             return latents_BK
         latents_BK = torch.zeros_like(pre_BK)
         for modality, k in enumerate(k_M):
             row_R = (modality_B == modality).nonzero()[:, 0]
-            if len(row_R):
-                kept_RK, smallest = _largest_of_all(pre_BK[row_R], k)
+            n_records = self.mesh.total("dp", len(row_R))
+            if n_records:
+                kept_RK, smallest = _largest_of_all(pre_BK[row_R], k * n_records, self.mesh)
                 latents_BK = latents_BK.index_copy(0, row_R, kept_RK)
                 self._move_threshold(slice(modality, modality + 1), smallest)
-        if not (modality_B == Modality.JOINT).any():  # no such records: it stands for "unknown"
-            self.threshold_M[Modality.JOINT] = self.threshold_M[: Modality.JOINT].mean()
+            elif modality == Modality.JOINT:  # it stands for "unknown"
+                self.threshold_M[modality] = self.threshold_M[:modality].mean()
         return latents_BK
 
     @torch.no_grad()
@@ -74,10 +77,15 @@ class BatchTopK(SparseAutoencoder):
         self.threshold_M.copy_(torch.where(smallest > 0, moved_M, self.threshold_M))
 
 
-def _largest_of_all(pre_RK: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The R·k largest positive numbers of [R, K], zero elsewhere; and the smallest of them, 0 if there is none."""
+def _largest_of_all(pre_RK: Tensor, n: int, mesh: Mesh) -> tuple[Tensor, Tensor]:
+    """The n largest of all processes' positive numbers, zero elsewhere; and the smallest of them, 0 if there is none.
+
+    Args:
+        pre_RK: [R, K], this process's numbers.
+    """
     flat_N = pre_RK.flatten().relu()
-    values_n, kept_n = flat_N.topk(k * len(pre_RK), sorted=False)
+    values_n, kept_n = flat_N.topk(min(n, len(flat_N)), sorted=False)
+    values_n = mesh.keep_largest("all", values_n[None], n)[0]
     positive_n = torch.where(values_n > 0, values_n, torch.inf)
-    smallest = positive_n.detach().amin()
+    smallest = mesh.gather("all", F.pad(positive_n.detach(), (0, 1), value=torch.inf).amin()).amin()
     return torch.zeros_like(flat_N).scatter(0, kept_n, values_n).view_as(pre_RK), smallest.nan_to_num(posinf=0.0)

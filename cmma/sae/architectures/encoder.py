@@ -7,7 +7,8 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmma.sae.kernels.sparse import Kept, gather_dot
+from cmma.sae.kernels.kept import Kept
+from cmma.sae.kernels.sparse import gather_dot
 
 
 class LinearEncoder(NamedTuple):

@@ -38,7 +38,8 @@ class Gated(Standard):
         gate_BK = self.pre_activations(h_BD, context_BCD, batch.modality_B)
         latents_BK = self.activate(gate_BK, batch.modality_B)
         open_BK = gate_BK.relu()
-        frozen_BD = F.linear(open_BK, self.W_dec.detach().T, self.b_pre.detach())
+        share_BD = F.linear(open_BK, self.W_dec.detach().T, self.mesh.share(self.b_pre.detach()))
+        frozen_BD = self.mesh.sum("tp", share_BD)[0]
         error = (h_BD - self.visible(frozen_BD, batch.modality_B)).square().sum()
         norm_B = open_BK.sum(1, dtype=h_BD.dtype)
         return TrainingPass(latents_BK, self.reconstruct(latents_BK, batch.modality_B), norm_B, {"gate": error})

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cmma.sae.architectures.base import TrainingPass
 from cmma.sae.architectures.topk import TopK, encode_kept, kept_latents, largest
+from cmma.sae.mesh import Mesh
 from cmma.sae.pairs import find_pairs
 from cmma.sae.records import RecordBatch
 
@@ -26,7 +27,7 @@ class GroupSparse(TopK):
         pairs = find_pairs(batch.sample_B, batch.modality_B)
         encoder = self.encoder(h_BD, context_BCD, batch.modality_B)
         with torch.no_grad():
-            hidden_BK = pseudo_random(batch, self.n_latents, h_BD.device) < self.config.mask
+            hidden_BK = pseudo_random(batch, self.n_latents, h_BD.device, self.mesh) < self.config.mask
             hidden_BK[pairs.textual_P] = hidden_BK[pairs.visual_P]
             pre_BK = encoder.dense()
             seen_BK = pre_BK.masked_fill(hidden_BK, torch.finfo(pre_BK.dtype).min)
@@ -40,7 +41,11 @@ class GroupSparse(TopK):
         return TrainingPass(latents, self.reconstruct(latents, batch.modality_B), terms=terms)
 
 
-def pseudo_random(batch: RecordBatch, n_latents: int, device: torch.device) -> Tensor:
-    """Uniform numbers [B, K] that are a function of the batch's samples: a resumed run draws the same again."""
-    seed = int((batch.sample_B.cpu().double() * torch.arange(1, len(batch) + 1)).sum()) & (2**62 - 1)
-    return torch.rand(len(batch), n_latents, generator=torch.Generator(device).manual_seed(seed), device=device)
+def pseudo_random(batch: RecordBatch, n_latents: int, device: torch.device, mesh: Mesh) -> Tensor:
+    """Uniform numbers [B, K] that are a function of the global batch's samples: a resumed run draws the same again."""
+    first, n_records = mesh.before("dp", len(batch)), mesh.total("dp", len(batch))
+    place_B = torch.arange(first, first + len(batch))
+    weighted = (batch.sample_B.cpu().double() * (place_B + 1)).sum()
+    mesh.sum_([weighted], "dp")
+    draw = torch.Generator(device).manual_seed(int(weighted) & (2**62 - 1))
+    return torch.rand(n_records, n_latents, generator=draw, device=device)[place_B]

@@ -21,7 +21,7 @@ class Matryoshka(BatchTopK):
     @property
     def prefix_sizes(self) -> list[int]:
         """Latents of each nested dictionary, ascending; the last is all of them."""
-        return [max(1, round(share * self.n_latents)) for share in self.config.prefixes]
+        return [max(1, round(share * self.config.n_latents)) for share in self.config.prefixes]
 
     def training_pass(self, h_BD: Tensor, context_BCD: Tensor | None, batch: RecordBatch) -> TrainingPass:
         """See `SparseAutoencoder.training_pass`; the term `prefixes` is the error of all prefixes but the last."""
@@ -37,12 +37,12 @@ class Matryoshka(BatchTopK):
     def prefix_reconstructions(self, latents: SparseLatents) -> list[Tensor]:
         """ĥ from the first latents alone, [B, d] for each prefix."""
         reconstructions: list[Tensor] = []
-        indices_Bk = latents.kept.indices_Bk
-        sum_BD: Tensor = self.b_pre
+        indices_Bk = latents.kept.indices_Bk + self.mesh.tp_rank * self.n_latents
+        sum_BD: Tensor = self.mesh.share(self.b_pre)
         start = 0
         for stop in self.prefix_sizes:
             inside_Bk = (indices_Bk >= start) & (indices_Bk < stop)
             sum_BD = sum_BD + gather_sum(latents._replace(values_Bk=latents.values_Bk * inside_Bk), self.W_dec)
             reconstructions.append(sum_BD)
             start = stop
-        return reconstructions
+        return list(self.mesh.sum("tp", *reconstructions))

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cmma.sae.kernels.sparse import Kept
+from cmma.sae.kernels.kept import Kept
 
 _COLUMNS = 64
 """Columns of a program."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmma.sae.kernels.sparse import Kept
+from cmma.sae.kernels.kept import Kept
 
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 

@@ -10,8 +10,7 @@ in a fixed order, so that a run repeats to the bit. Sums are float32 or wider wh
 
 from __future__ import annotations
 
-from functools import cache, cached_property
-from importlib import import_module
+from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -19,34 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-
-class ByLatent(NamedTuple):
-    """The kept latents of a batch in the order of the latents: what sums over records walk along."""
-
-    first_K: Tensor
-    """[K + 1] where each latent's entries start in `entry_N`; the last number is their count."""
-    entry_N: Tensor
-    """[B·k] positions in the flattened indices; within a latent in the order of the records."""
-
-
-class Kept:
-    """Which k latents each record keeps.
-
-    Args:
-        indices_Bk: [B, k] latents in any order. A latent that stands for nothing (a record that keeps fewer) has the
-            value 0 where values are given.
-        n_latents: K.
-    """
-
-    def __init__(self, indices_Bk: Tensor, n_latents: int) -> None:
-        self.indices_Bk, self.n_latents = indices_Bk, n_latents
-
-    @cached_property
-    def by_latent(self) -> ByLatent:
-        """The reverse index, made when first asked for."""
-        latent_N, entry_N = self.indices_Bk.flatten().sort(stable=True)
-        latents_K = torch.arange(self.n_latents + 1, device=latent_N.device)
-        return ByLatent(torch.searchsorted(latent_N, latents_K), entry_N)
+from cmma.sae.kernels import eager
+from cmma.sae.kernels.kept import Kept
 
 
 class SparseLatents(NamedTuple):
@@ -131,7 +104,11 @@ def scatter_sum(latents: SparseLatents, x_BD: Tensor) -> Tensor:
 
 
 def _backend(tensor: Tensor) -> ModuleType:
-    return import_module("cmma.sae.kernels.cuda" if tensor.is_cuda and _has_triton() else "cmma.sae.kernels.eager")
+    if not (tensor.is_cuda and _has_triton()):
+        return eager
+    from cmma.sae.kernels import cuda
+
+    return cuda
 
 
 @cache

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from cmma.modality import Modality
 from cmma.sae.config import SAEConfig
 from cmma.sae.kernels.sparse import SparseLatents
+from cmma.sae.mesh import Mesh
 from cmma.sae.objective.information import mutual_information
 from cmma.sae.objective.losses import alignment, cross_penalty, sparsity, squared_error
 from cmma.sae.objective.selectivity import Selectivity, selectivity
 from cmma.sae.objective.statistics import LatentSums, MovingSums, Sums, conditions, latent_sums
-from cmma.sae.training.parallel import Ranks
 
 _CONTROL_RATE = 0.01
 """Largest relative change of an adaptive λ1 per step."""
@@ -44,11 +44,11 @@ class Losses(NamedTuple):
     """One step's losses."""
 
     total: Tensor
-    """What is differentiated. Its gradient is this rank's share: the sum over ranks is the global gradient."""
+    """What is differentiated. Its gradient is this process's share: the sum over processes is the global gradient."""
     terms: dict[str, Tensor]
     """Each term over the global batch, unweighted, detached."""
     activation_K: Tensor
-    """Σ a over the global batch, detached: positive where a latent fired."""
+    """Σ a over the global batch of this process's latents, detached: positive where a latent fired."""
     l0_M: Tensor
     """Active latents per record and modality over the global batch; 0 for an absent modality."""
 
@@ -64,16 +64,16 @@ class Objective(nn.Module):
     Args:
         config: weights and options.
         n_labels: width of the labels; 0 switches R_align off.
-        ranks: over which ranks a batch is spread.
+        mesh: over which processes records and latents are spread.
     """
 
     lambda1_M: Tensor
 
-    def __init__(self, config: SAEConfig, n_labels: int, ranks: Ranks) -> None:
+    def __init__(self, config: SAEConfig, n_labels: int, mesh: Mesh) -> None:
         super().__init__()
-        self.config, self.ranks = config, ranks
+        self.config, self.mesh = config, mesh
         self.n_labels = n_labels if config.lambda3 > 0 else 0
-        self.moving = MovingSums(config.n_latents, self.n_labels, config.ema_decay)
+        self.moving = MovingSums(config.n_latents // mesh.tp, self.n_labels, config.ema_decay)
         self.register_buffer("lambda1_M", torch.full((3,), config.lambda1))
 
     def forward(
@@ -87,11 +87,11 @@ class Objective(nn.Module):
         self, h_BD: Tensor, reconstruction_BD: Tensor, latents: Tensor | SparseLatents | LatentSums, modality_B: Tensor,
         labels_BL: Tensor | None, sparsity_B: Tensor | None = None,
     ) -> BatchSums:
-        """This rank's sums over records.
+        """This process's sums over its records.
 
         Args:
-            h_BD, reconstruction_BD: [B, d], this rank's records.
-            latents: [B, K], what is kept of them, or their sums.
+            h_BD, reconstruction_BD: [B, d], this process's records.
+            latents: [B, K / tp], this process's latents, what is kept of them, or their sums.
             modality_B: [B] codes.
             labels_BL: [B, L] multi-hot labels; read only when lambda3 > 0.
             sparsity_B: [B] what λ1 weighs instead of ‖a‖₁.
@@ -105,9 +105,9 @@ class Objective(nn.Module):
             active_B @ by.one_hot_BM, norm_M)
 
     def losses(self, batch: BatchSums) -> Losses:
-        """Losses of a batch, of which this rank has these sums, and one step of the moving statistics."""
+        """Losses of a batch, of which this process has these sums, and one step of the moving statistics."""
         *local, _ = batch
-        activation_MK, count_M, joint_LK, label_L, error, active_M = self.ranks.sum_keeping_gradient(*local)
+        activation_MK, count_M, joint_LK, label_L, error, active_M = self.mesh.sum("dp", *local)
         n_records = count_M.sum()
         sums = self.moving.advance(Sums(activation_MK[_PAIR], count_M[_PAIR], joint_LK, label_L))
         selective = self.selectivity(sums)
@@ -116,6 +116,10 @@ class Objective(nn.Module):
         if self.n_labels:
             information_K = mutual_information(sums.joint_LK, sums.label_L)
             reward = alignment(selective, information_K, self.config.tau, self.config.reduction)
+        if self.config.reduction == "mean":
+            penalty, reward = self.mesh.share(penalty), self.mesh.share(reward)
+        penalty, reward, active_M, activation = self.mesh.sum(
+            "tp", penalty, reward, active_M.detach(), activation_MK.detach().sum())
 
         total = self.additive(batch) / n_records
         if self.config.lambda2:
@@ -124,7 +128,7 @@ class Objective(nn.Module):
             total = total + self.config.lambda3 * reward
         l0_M = active_M / count_M.clamp_min(1)
         terms = {
-            "squared_error": error / n_records, "l1": activation_MK.sum() / n_records,
+            "squared_error": error / n_records, "l1": activation / n_records,
             "cross": penalty, "align": reward,
         }
         losses = Losses(total, {name: value.detach() for name, value in terms.items()},
@@ -139,7 +143,7 @@ class Objective(nn.Module):
         return self.config.lambda2 > 0 or self.n_labels > 0
 
     def additive(self, batch: BatchSums) -> Tensor:
-        """Σ ‖h − ĥ‖² + λ1 ‖a‖₁ over this rank's records: the part of the loss that is a sum over records."""
+        """Σ ‖h − ĥ‖² + λ1 ‖a‖₁ over this process's records: the part of the loss that is a sum over records."""
         return batch.error + sparsity(batch.norm_M, self.lambda1_M)
 
     def slopes(self, batch: BatchSums) -> tuple[Losses, BatchSums]:

@@ -9,8 +9,6 @@ from torch.optim import Optimizer
 
 from cmma.sae.architectures.base import SparseAutoencoder
 from cmma.sae.objective.losses import squared_error
-from cmma.sae.records import rank_slice
-from cmma.sae.training.parallel import Ranks
 
 _ENCODER_NORM = 0.2
 """Norm of a resampled encoder row against the mean of the living (Bricken et al. 2023)."""
@@ -49,53 +47,58 @@ def auxk_error(
     Args:
         h_BD: standardised records.
         residual_BD: e = h − ĥ, detached: the living are not to make room. ê has no b_pre, since ĥ has it already.
-        dead_I: the dead latents, at least one.
+        dead_I: the dead latents of this process; a tp peer has one at least.
         modality_B: [B] codes.
     """
     pre_BI = sae.pre_activations(h_BD, context_BCD, modality_B, dead_I)
     values_Bk, kept_Bk = pre_BI.topk(min(k, len(dead_I)), dim=1, sorted=False)
+    values_Bk = sae.mesh.keep_largest("tp", values_Bk, k)
     latents_BI = torch.zeros_like(pre_BI).scatter(1, kept_Bk, values_Bk.relu())
-    return squared_error(residual_BD, sae.visible(latents_BI @ sae.W_dec[dead_I], modality_B))
+    reconstruction_BD = sae.mesh.sum("tp", latents_BI @ sae.W_dec[dead_I])[0]
+    return squared_error(residual_BD, sae.visible(reconstruction_BD, modality_B))
 
 
 @torch.no_grad()
 def resample(
-    sae: SparseAutoencoder, optimiser: Optimizer, residual_BD: Tensor, dead_I: Tensor, batch_size: int,
-    generator: torch.Generator, ranks: Ranks,
+    sae: SparseAutoencoder, optimiser: Optimizer, residual_BD: Tensor, dead_I: Tensor, generator: torch.Generator,
 ) -> int:
-    """Point dead latents at badly reconstructed records (Bricken et al. 2023); returns how many.
+    """Point dead latents at badly reconstructed records (Bricken et al. 2023); returns how many of this process's.
 
     Records are drawn with probability ∝ ‖residual‖⁴, without replacement, from the *global* batch. A latent's feature
     becomes the direction of the record's residual, its encoder row the same at a fifth of the living rows' mean norm,
     its bias 0, and its Adam moments 0.
 
     Args:
-        residual_BD: h − ĥ of this rank's records.
-        dead_I: the dead latents, at least one.
-        batch_size: records in the global batch.
-        generator: the same on every rank.
+        residual_BD: h − ĥ of this process's records.
+        dead_I: the dead latents of this process; a tp peer has one at least.
+        generator: the same on every process.
     """
-    mine = rank_slice(batch_size, ranks.rank, ranks.world)
-    weight_B = torch.zeros(batch_size, dtype=torch.float64, device=residual_BD.device)
-    weight_B[mine] = residual_BD.double().square().sum(1).square()
-    ranks.sum_([weight_B])
-    n = min(len(dead_I), int((weight_B > 0).sum()))
+    mesh, own = sae.mesh, len(residual_BD)
+    first = mesh.before("dp", own)
+    weight_B = torch.zeros(mesh.total("dp", own), dtype=torch.float64, device=residual_BD.device)
+    weight_B[first : first + own] = residual_BD.double().square().sum(1).square()
+    mesh.sum_([weight_B], "dp")
+    n_dead, n_lower = mesh.total("tp", len(dead_I)), mesh.before("tp", len(dead_I))
+    n = min(n_dead, int((weight_B > 0).sum()))
     if n == 0:
         return 0
-    drawn_I = torch.multinomial(weight_B.cpu(), n, generator=generator).to(weight_B.device)
-    dead_I = dead_I[:n]
-    direction_ID = torch.zeros(n, residual_BD.shape[1], device=residual_BD.device, dtype=residual_BD.dtype)
-    is_mine_I = (drawn_I >= mine.start) & (drawn_I < mine.stop)
-    direction_ID[is_mine_I] = residual_BD[drawn_I[is_mine_I] - mine.start]
-    ranks.sum_([direction_ID])
-    direction_ID = F.normalize(direction_ID, dim=1)
+    drawn_N = torch.multinomial(weight_B.cpu(), n, generator=generator).to(weight_B.device)
+    direction_ND = torch.zeros(n, residual_BD.shape[1], device=residual_BD.device, dtype=residual_BD.dtype)
+    is_own_N = (drawn_N >= first) & (drawn_N < first + own)
+    direction_ND[is_own_N] = residual_BD[drawn_N[is_own_N] - first]
+    mesh.sum_([direction_ND], "dp")
+    direction_ID = F.normalize(direction_ND[n_lower : n_lower + len(dead_I)], dim=1)
 
+    dead_I = dead_I[: len(direction_ID)]
     alive_K = torch.ones(sae.n_latents, dtype=torch.bool, device=dead_I.device)
     alive_K[dead_I] = False
-    norm = sae.W_enc[alive_K].norm(dim=1).mean() if alive_K.any() else sae.W_enc.new_ones(())
+    norms = sae.W_enc[alive_K].norm(dim=1)
+    norm_sum, n_alive = norms.sum(), norms.new_tensor(float(len(norms)))
+    mesh.sum_([norm_sum, n_alive], "tp")
+    norm = norm_sum / n_alive if n_alive else sae.W_enc.new_ones(())
     sae.aim(dead_I, direction_ID, norm * _ENCODER_NORM)
     for parameter in sae.latent_parameters():
         for moment in ("exp_avg", "exp_avg_sq"):
             if moment in optimiser.state[parameter]:
                 optimiser.state[parameter][moment][dead_I] = 0
-    return n
+    return len(dead_I)

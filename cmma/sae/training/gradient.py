@@ -24,7 +24,7 @@ class Forward(NamedTuple):
     """What a forward pass leaves of a batch, or of a part of it."""
 
     sums: BatchSums
-    """Of this rank's records."""
+    """Of this process's records."""
     terms: dict[str, Tensor]
     """The architecture's own terms, weighted and summed over the records."""
     auxiliary: Tensor
@@ -37,7 +37,8 @@ def check_settings(sae: SparseAutoencoder, config: OptimConfig) -> None:
     """Refuse what an architecture or this machine cannot do.
 
     Raises:
-        ConfigError: parts of a batch for an architecture that needs the whole; nothing to compile, or no compiler.
+        ConfigError: parts of a batch for an architecture that needs the whole; nothing that can be compiled, or no
+            compiler.
     """
     arch = sae.config.arch
     if config.accumulate > 1 and (sae.whole_batch or sae.reads_pairs):
@@ -45,6 +46,8 @@ def check_settings(sae: SparseAutoencoder, config: OptimConfig) -> None:
     if config.compile and arch not in PENALISED:
         raise ConfigError(f"optim.compile=true compiles the dense training passes of {', '.join(PENALISED)}, not that "
                           f"of sae.arch={arch}; set optim.compile=false")
+    if config.compile and sae.mesh.tp > 1:
+        raise ConfigError("optim.compile=true compiles no exchange between processes; set it to false, or launch.tp=1")
     if config.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
         raise ConfigError("optim.compile=true needs a C++ compiler, and there is none on the PATH; install g++ or set "
                           "optim.compile=false")
@@ -98,7 +101,7 @@ def forward(trainer: Trainer, batch: RecordBatch, dead_I: Tensor) -> Forward:
     sums = trainer.objective.sums(
         h_BD, reconstruction_BD, done.latents, batch.modality_B, batch.labels_BL, done.sparsity_B)
     residual_BD, auxiliary = (h_BD - reconstruction_BD).detach(), h_BD.new_zeros(())
-    if config.revival == "auxk" and len(dead_I):
+    if config.revival == "auxk" and trainer.mesh.total("tp", len(dead_I)):
         with torch.autocast(h_BD.device.type, torch.bfloat16, enabled=low):
             auxiliary = config.lambda_aux * auxk_error(
                 sae, h_BD, context_BCD, residual_BD, dead_I, config.aux_k, batch.modality_B)

@@ -12,26 +12,24 @@ from cmma.sae.architectures.base import SparseAutoencoder
 from cmma.sae.config import OptimConfig
 from cmma.sae.metrics import measure_together
 from cmma.sae.records import ActivationReader
-from cmma.sae.training.parallel import Ranks
 from cmma.sae.training.run import Log, Run, TrainResult
 
 
 def train(
     sae: SparseAutoencoder, reader: ActivationReader, config: OptimConfig, checkpoint: Path,
-    log: Log = lambda metrics: None, seed: int = 0, rank: int = 0, world: int = 1,
+    log: Log = lambda metrics: None, seed: int = 0,
 ) -> TrainResult:
     """Train `sae` in place, resuming from `checkpoint` if it holds an unfinished run.
 
     A run killed at any instant and started again ends in the same weights, bit for bit on CPU with the same number of
-    threads. Over several ranks (an initialised process group) it ends within rounding of one process.
+    threads. Over several processes (`spread`) it ends within rounding of one, and may go on over other ones.
 
-    Args:
-        rank, world: this process among those that share each batch. The others: see `Run`.
+    Args: see `Run`.
 
     Raises:
-        DataError: activations or loss are not finite. ArtifactError, ConfigError: as `Run`.
+        DataError: activations or loss are not finite. ArtifactError: as `Run`.
     """
-    run = Run(sae, reader, config, checkpoint, log, seed, Ranks(rank, world))
+    run = Run(sae, reader, config, checkpoint, log, seed)
     train_together([run])
     if run.failure:
         raise run.failure
@@ -45,7 +43,7 @@ def train_together(runs: Sequence[Run]) -> None:
     the least advanced one is; who is ahead waits for it. One that stops early, or fails, drops out.
 
     Args:
-        runs: of one reader and the same ranks, with the same batch size, order of the records and need for pairs.
+        runs: of one reader and one mesh, with the same batch size, order of the records and need for pairs.
 
     Raises:
         ConfigError: the runs need different batches.
@@ -53,11 +51,11 @@ def train_together(runs: Sequence[Run]) -> None:
     if len({run.stream for run in runs}) > 1:
         raise ConfigError("dictionaries that train together need one optim.batch and optim.order_seed, and all or "
                           "none of them pairs of records")
-    reader, ranks, (batch_size, order_seed, together) = runs[0].reader, runs[0].ranks, runs[0].stream
+    reader, mesh, (batch_size, order_seed, together) = runs[0].reader, runs[0].sae.mesh, runs[0].stream
     going = [run for run in runs if run.going]
     step = min((run.step for run in going), default=0)
     last = max((run.trainer.total_steps for run in going), default=0)
-    stream = reader.batches(batch_size, order_seed, step, ranks.rank, ranks.world, together)
+    stream = reader.batches(batch_size, order_seed, step, mesh.dp_rank, mesh.dp, together)
     label = "Training the dictionary" if len(runs) == 1 else f"Training {len(runs)} dictionaries"
     with progress(label, last, done=step) as bar:
         while going:
@@ -67,7 +65,7 @@ def train_together(runs: Sequence[Run]) -> None:
             for run in stepping:
                 run.advance(batch)
             due = [run for run in stepping if run.due]
-            held_out = held_out_metrics([run.sae for run in due], reader, batch_size, ranks)
+            held_out = held_out_metrics([run.sae for run in due], reader, batch_size)
             for run, metrics in zip(due, held_out, strict=True):
                 run.take_measures(metrics)
             for run in stepping:
@@ -75,16 +73,18 @@ def train_together(runs: Sequence[Run]) -> None:
             going = [run for run in going if run.going]
             bar.advance()
             bar.note(runs[0].note if len(runs) == 1 else f"{len(going)} of them go on")
-    ranks.barrier()
+    mesh.barrier()
 
 
 def held_out_metrics(
-    saes: Sequence[SparseAutoencoder], reader: ActivationReader, batch_size: int, ranks: Ranks
+    saes: Sequence[SparseAutoencoder], reader: ActivationReader, batch_size: int
 ) -> list[dict[str, float]]:
-    """`SAEMetrics.summary` of each over the held-out records, read once; a rank measures its share of the batches."""
+    """`SAEMetrics.summary` of each over the held-out records, read once, each dp rank its share of the batches."""
     if not saes:
         return []
-    measured = measure_together(saes, islice(reader.held_out(batch_size), ranks.rank, None, ranks.world))
+    mesh = saes[0].mesh
+    batches = reader.held_out(max(1, batch_size // mesh.tp))  # all latents of these take no more than a step's own
+    measured = measure_together(saes, islice(batches, mesh.dp_rank, None, mesh.dp))
     for metrics in measured:
-        ranks.sum_(metrics.buffers())
+        mesh.sum_(metrics.buffers(), "dp")
     return [metrics.summary() for metrics in measured]

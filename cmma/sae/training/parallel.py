@@ -1,62 +1,47 @@
-"""Sums over the ranks of a data-parallel run. With one rank nothing here touches torch.distributed."""
+"""A dictionary over the processes of a mesh: each keeps its share of the latents, together they are the whole."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor
-from torch import distributed as dist
 
 from cmma.errors import ConfigError
+from cmma.sae.architectures.base import SparseAutoencoder
+from cmma.sae.mesh import Mesh
+from cmma.sae.records import rank_slice
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """This process among those that share each global batch.
+def spread(sae: SparseAutoencoder, mesh: Mesh) -> SparseAutoencoder:
+    """Keep this process's latents of a dictionary that every process has built alike; returns it.
 
     Raises:
-        ConfigError: several ranks without an initialised process group of that size.
+        ConfigError: `mesh.tp` > 1 does not divide the latents, or the architecture compares latents of two records.
     """
+    if mesh.tp > 1:
+        if sae.reads_pairs:
+            raise ConfigError(f"sae.arch={sae.config.arch} needs all latents in every process; train it with "
+                              "launch.tp=1")
+        if sae.n_latents % mesh.tp:
+            raise ConfigError(f"launch.tp={mesh.tp} does not divide sae.n_latents={sae.n_latents}; take a multiple")
+        own = rank_slice(sae.n_latents, mesh.tp_rank, mesh.tp)
+        for parameter in sae.latent_parameters():
+            parameter.data = parameter.data[own].clone()
+        sae.n_latents //= mesh.tp
+    sae.mesh = mesh
+    return sae
 
-    rank: int = 0
-    world: int = 1
 
-    def __post_init__(self) -> None:
-        if self.world > 1 and not (dist.is_initialized() and dist.get_world_size() == self.world):
-            raise ConfigError(f"training over {self.world} ranks needs a torch.distributed process group of that size; "
-                              "start it with launch=torchrun")
+def whole_state(sae: SparseAutoencoder) -> dict[str, Tensor]:
+    """The weights and standardiser of all latents on the CPU, on rank 0; what this process holds on the others.
 
-    def sum_(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each tensor by its sum over ranks, in one message per dtype."""
-        if self.world == 1:
-            return
-        by_dtype: dict[torch.dtype, list[Tensor]] = {}
-        for tensor in tensors:
-            by_dtype.setdefault(tensor.dtype, []).append(tensor)
-        for group in by_dtype.values():
-            flat = torch.cat([tensor.reshape(-1) for tensor in group])
-            dist.all_reduce(flat)
-            for tensor, total in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
-                tensor.copy_(total.view_as(tensor))
+    All processes have to call it.
+    """
+    state = {name: value.detach().cpu().contiguous() for name, value in sae.state_dict().items()}
+    if sae.mesh.dp_rank == 0:
+        state |= {name: sae.mesh.rows_on_first(state[name]) for name in latent_names(sae)}
+    return state
 
-    def sum_keeping_gradient(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Sums over ranks whose gradient flows into this rank's share alone.
 
-        For a loss that every rank computes from the same sums, the gradients so obtained add up over ranks to the
-        gradient of one process with the whole batch.
-        """
-        if self.world == 1:
-            return tensors
-        totals = [tensor.detach().clone() for tensor in tensors]
-        self.sum_(totals)
-        return tuple(
-            total + (tensor - tensor.detach()) if tensor.requires_grad else total
-            for tensor, total in zip(tensors, totals, strict=True)
-        )
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self.world > 1:
-            dist.barrier()
+def latent_names(sae: SparseAutoencoder) -> list[str]:
+    """Names of the parameters with one row for each latent."""
+    of_latents = {id(parameter) for parameter in sae.latent_parameters()}
+    return [name for name, parameter in sae.named_parameters() if id(parameter) in of_latents]

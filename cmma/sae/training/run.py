@@ -18,7 +18,6 @@ from cmma.sae.config import OptimConfig
 from cmma.sae.objective.objective import Losses
 from cmma.sae.records import ActivationReader, RecordBatch
 from cmma.sae.training.checkpoint import clean, load_checkpoint, save_checkpoint
-from cmma.sae.training.parallel import Ranks
 from cmma.sae.training.trainer import Trainer, learning_rate
 
 Log = Callable[[dict[str, Any]], None]
@@ -43,13 +42,13 @@ class Run:
     """One dictionary in training, resumed from its checkpoint if there is one; `train_together` feeds it.
 
     Args:
-        sae: from `build_sae`, trained in place; on a resumed run its weights are overwritten.
+        sae: from `build_sae`, trained in place; on a resumed run its weights are overwritten. Its mesh says over which
+            processes (`cmma.sae.training.parallel.spread`).
         reader: the records.
         config: optimiser, schedule, stopping.
-        checkpoint: folder of the checkpoints, shared by all ranks; rank 0 writes.
+        checkpoint: folder of the checkpoints, shared by all processes.
         log: called on rank 0 with plain numbers and a `step`. A resumed run logs the steps since its checkpoint again.
         seed: of the resampling draws.
-        ranks: over which ranks each batch is spread.
 
     Attributes:
         finished: nothing is left to do.
@@ -57,26 +56,25 @@ class Run:
         note: its last logged metrics in a few words.
 
     Raises:
-        ArtifactError: a damaged or foreign checkpoint. ConfigError: several ranks for an architecture whose batch
-            cannot be spread.
+        ArtifactError: a damaged or foreign checkpoint.
     """
 
     def __init__(
         self, sae: SparseAutoencoder, reader: ActivationReader, config: OptimConfig, checkpoint: Path,
-        log: Log = lambda metrics: None, seed: int = 0, ranks: Ranks | None = None,
+        log: Log = lambda metrics: None, seed: int = 0,
     ) -> None:
-        self.sae, self.reader, self.config, self.ranks = sae, reader, config, ranks or Ranks()
-        self.trainer = Trainer(sae, config, reader.n_records, reader.n_labels, seed, self.ranks)
-        self._checkpoint, self._log = checkpoint, log if self.ranks.rank == 0 else lambda metrics: None
+        self.sae, self.reader, self.config, self.mesh = sae, reader, config, sae.mesh
+        self.trainer = Trainer(sae, config, reader.n_records, reader.n_labels, seed)
+        self._checkpoint, self._log = checkpoint, log if self.mesh.rank == 0 else lambda metrics: None
         self.finished, self.stopped_early, self.note = False, False, ""
         self.failure: DataError | None = None
-        if self.ranks.rank == 0:
+        if self.mesh.rank == 0:
             clean(checkpoint)
-        found = load_checkpoint(checkpoint, device=str(self.device))
+        found = load_checkpoint(checkpoint, str(self.device), self.trainer.latent_axes(), self.mesh)
         if found:
             self.trainer.restore(*found)
             self.finished, self.stopped_early = found[1]["finished"], found[1]["stopped_early"]
-        self.ranks.barrier()  # nobody may write before all have read
+        self.mesh.barrier()  # nobody may write before all have read
         self._logged_at = self.step, time.perf_counter()
 
     @property
@@ -145,9 +143,9 @@ class Run:
             self._save()
 
     def _save(self) -> None:
-        if self.ranks.rank == 0:
-            state = self.trainer.state() | {"finished": self.finished, "stopped_early": self.stopped_early}
-            save_checkpoint(self._checkpoint, self.step, self.trainer.tensors(), state)
+        state = self.trainer.state() | {"finished": self.finished, "stopped_early": self.stopped_early}
+        save_checkpoint(
+            self._checkpoint, self.step, self.trainer.tensors(), state, self.trainer.latent_axes(), self.mesh)
 
     def _step_metrics(self, losses: Losses) -> dict[str, Any]:
         (logged_step, logged_time), now = self._logged_at, time.perf_counter()
@@ -156,7 +154,7 @@ class Run:
             "step": self.step, "epoch": self.step * self.config.batch / self.reader.n_records,
             "lr": learning_rate(self.step - 1, self.trainer.total_steps, self.config),
             **{name: float(value) for name, value in losses.terms.items()},
-            "dead": len(self.trainer.dead.indices()),
+            "dead": self.mesh.total("tp", len(self.trainer.dead.indices())),
             "records_per_second": (self.step - logged_step) * self.config.batch / (now - logged_time),
         }
         for m in (Modality.VISUAL, Modality.TEXTUAL, Modality.JOINT):

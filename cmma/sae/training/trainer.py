@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmma.errors import ArtifactError, ConfigError
+from cmma.errors import ArtifactError
 from cmma.sae.architectures.base import SparseAutoencoder
 from cmma.sae.config import OptimConfig
 from cmma.sae.objective.objective import Losses, Objective
 from cmma.sae.records import RecordBatch, generator
 from cmma.sae.training.dead import DeadLatents, resample
 from cmma.sae.training.gradient import check_settings, differentiate
-from cmma.sae.training.parallel import Ranks
+from cmma.sae.training.parallel import latent_names
 
 
 def learning_rate(step: int, total_steps: int, config: OptimConfig) -> float:
@@ -32,35 +32,30 @@ class Trainer:
     """One dictionary in training: takes batches, does steps, gives and takes back its whole state.
 
     Args:
-        sae: trained in place; its device decides where the work is done.
+        sae: trained in place; its device decides where the work is done, its mesh by whom (`spread`).
         config: the optimiser's settings.
         n_records: training records in one epoch. n_labels: width of the labels, 0 if there are none.
         seed: of the resampling draws.
-        ranks: over which ranks each batch is spread.
     """
 
     def __init__(
         self, sae: SparseAutoencoder, config: OptimConfig, n_records: int, n_labels: int = 0, seed: int = 0,
-        ranks: Ranks | None = None,
     ) -> None:
-        self.sae, self.config, self.seed = sae, config, seed
-        self.ranks = ranks or Ranks()
-        if self.ranks.world > 1 and (sae.whole_batch or sae.reads_pairs):
-            raise ConfigError(f"sae.arch={sae.config.arch} has to see a whole batch in one process; train it with "
-                              "launch=local")
+        self.sae, self.mesh, self.config, self.seed = sae, sae.mesh, config, seed
         check_settings(sae, config)
         self.training_pass = torch.compile(sae.training_pass) if config.compile else sae.training_pass
         self.total_steps = config.total_steps(n_records)
-        self.objective = Objective(sae.config, n_labels, self.ranks).to(sae.W_enc.device)
+        self.objective = Objective(sae.config, n_labels, self.mesh).to(sae.W_enc.device)
         self.dead = DeadLatents(sae.n_latents, config.dead_after).to(sae.W_enc.device)
         self.parameters = dict(sae.named_parameters())
+        self.of_latents = latent_names(sae)
         self.optimiser = torch.optim.Adam(
             self.parameters.values(), lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
         self.step = 0
         self.best_fvu, self.evaluations_without_gain = math.inf, 0
 
     def advance(self, batch: RecordBatch) -> Losses:
-        """One optimiser step on this rank's part of a global batch. Raises DataError when the loss is not finite."""
+        """One optimiser step on this process's part of a global batch. Raises DataError when the loss is not finite."""
         dead_I = self.dead.indices()
         losses, done = differentiate(self, batch, dead_I)
         losses.terms.update(self._means(done.terms))
@@ -74,16 +69,19 @@ class Trainer:
     def _means(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The architecture's own terms over the global batch, detached."""
         totals = {name: value.detach().clone() for name, value in terms.items()}
-        self.ranks.sum_(totals.values())
+        self.mesh.sum_(totals.values(), "dp")
         return {name: value / self.config.batch for name, value in totals.items()}
 
     def _update(self) -> None:
-        """Sum gradients over ranks, project, clip, Adam, project."""
-        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
-        self.ranks.sum_(gradients)
+        """Sum gradients over processes, project, clip, Adam, project."""
+        with_gradient = {name: it.grad for name, it in self.parameters.items() if it.grad is not None}
+        common = [gradient for name, gradient in with_gradient.items() if name not in self.of_latents]
+        self.mesh.sum_(with_gradient.values(), "dp")
+        self.mesh.sum_(common, "tp")
         self.sae.remove_parallel_gradient()
         if self.config.clip:
-            torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip)
+            norm = self.mesh.norm(list(with_gradient.values()), common)
+            torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.config.clip, norm)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.step, self.total_steps, self.config)
         self.optimiser.step()
@@ -96,9 +94,9 @@ class Trainer:
 
     def _resample(self, residual_BD: Tensor) -> None:
         dead_I = self.dead.indices()
-        if len(dead_I):
+        if self.mesh.total("tp", len(dead_I)):
             draw = generator("resample", self.seed, self.step)
-            n = resample(self.sae, self.optimiser, residual_BD, dead_I, self.config.batch, draw, self.ranks)
+            n = resample(self.sae, self.optimiser, residual_BD, dead_I, draw)
             self.dead.silent_K[dead_I[:n]] = 0
 
     def note_evaluation(self, fvu: float) -> bool:
@@ -117,6 +115,13 @@ class Trainer:
         for name, parameter in self.parameters.items():
             named |= {f"adam.{name}.{key}": value for key, value in self.optimiser.state[parameter].items()}
         return named
+
+    def latent_axes(self) -> dict[str, int]:
+        """Which axis of a tensor of `tensors` runs over the latents, for those that have one."""
+        axes = {"objective.moving.activation_MK": 1, "objective.moving.joint_LK": 1, "dead.silent_K": 0}
+        for name in self.of_latents:
+            axes |= dict.fromkeys((f"sae.{name}", f"adam.{name}.exp_avg", f"adam.{name}.exp_avg_sq"), 0)
+        return axes
 
     def state(self) -> dict[str, Any]:
         """Everything else that a resumed run needs, and what it checks."""
