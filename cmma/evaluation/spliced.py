@@ -190,6 +190,7 @@ class Spliced:
     """Queries under every condition.
 
     Attributes:
+        behaviour: whose columns these are.
         clean: columns of the unedited run.
         edited: (whose records, condition) → columns; the `REFERENCES` are among the conditions.
     """
