@@ -50,6 +50,7 @@ def test_silence_is_counted_in_records():
 
 
 def test_auxk_reconstructs_the_residual_with_dead_latents_alone():
+    torch.manual_seed(0)
     sae = build_sae(preset("topk", n_latents=20, k=2), 5, Standardiser.identity((5,)))
     h_BD, dead_I = torch.randn(7, 5), torch.tensor([3, 8, 12, 15])
     residual_BD = torch.randn(7, 5)

@@ -119,14 +119,14 @@ class Objective(nn.Module):
         if self.config.reduction == "mean":
             penalty, reward = self.mesh.share(penalty), self.mesh.share(reward)
         penalty, reward, active_M, activation = self.mesh.sum(
-            "tp", penalty, reward, active_M.detach(), activation_MK.detach().sum())
+            "tp", penalty, reward, active_M, activation_MK.detach().sum())
 
         total = self.additive(batch) / n_records
         if self.config.lambda2:
             total = total + self.config.lambda2 * penalty
         if self.n_labels:
             total = total + self.config.lambda3 * reward
-        l0_M = active_M / count_M.clamp_min(1)
+        l0_M = (active_M / count_M.clamp_min(1)).detach()
         terms = {
             "squared_error": error / n_records, "l1": activation / n_records,
             "cross": penalty, "align": reward,
