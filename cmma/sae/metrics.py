@@ -159,35 +159,32 @@ class SAEMetrics(nn.Module):
         return result
 
 
-def measure(
-    sae: SparseAutoencoder, batches: Iterable[RecordBatch], also: Callable[[RecordBatch, Tensor], None] | None = None
-) -> SAEMetrics:
-    """The sums over all batches; `evaluate_sae` for the numbers alone. `also` is given each batch with its latents."""
-    return measure_together([sae], batches, also)[0]
-
-
 @torch.no_grad()
 def measure_together(
     saes: Sequence[SparseAutoencoder], batches: Iterable[RecordBatch],
-    also: Callable[[RecordBatch, Tensor], None] | None = None,
+    also: Sequence[Callable[[RecordBatch, Tensor], None]] | None = None,
 ) -> list[SAEMetrics]:
-    """The sums of several dictionaries on one device over all batches, which are read once; `also` as in `measure`."""
+    """The sums of dictionaries on one device over all batches, which are read once; `evaluate_sae` for numbers alone.
+
+    Args:
+        also: for each dictionary what is given each batch with its latents [B, K].
+    """
     device = saes[0].W_enc.device
     measured = [SAEMetrics(sae.d, sae.config.n_latents).to(device) for sae in saes]
     for batch in batches:
         records = batch.to(device)
-        for sae, metrics in zip(saes, measured, strict=True):
+        for number, (sae, metrics) in enumerate(zip(saes, measured, strict=True)):
             out = sae(records.acts_BD, records.modality_B, records.context_BCD)
             latents_BK = sae.mesh.all_latents(out.latents_BK)
             metrics.update(records.acts_BD, out.reconstruction_BD, latents_BK, records.modality_B)
             if also is not None:
-                also(records, latents_BK)
+                also[number](records, latents_BK)
     return measured
 
 
 def evaluate_sae(sae: SparseAutoencoder, batches: Iterable[RecordBatch]) -> dict[str, float]:
     """Metrics of a dictionary on some records, usually `reader.held_out(batch_size)`; keys: `SAEMetrics.summary`."""
-    return measure(sae, batches).summary()
+    return measure_together([sae], batches)[0].summary()
 
 
 def _log_choose(n: Tensor, k: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from cmma.sae.architectures.base import SparseAutoencoder
 from cmma.sae.architectures.registry import build_sae
 from cmma.sae.config import MOST_MATCHED
 from cmma.sae.interchange.load import load_sae
-from cmma.sae.metrics import SAEMetrics, measure
+from cmma.sae.metrics import SAEMetrics, measure_together
 from cmma.stages.keys import Keys
 from cmma.stages.prepare_data import tars_of
 from cmma.stages.runner import Stage, outputs_folder
@@ -66,7 +66,7 @@ def run(stage: Stage) -> dict[str, Any]:
     second = _second_seed(stage)
     sae = load_sae(stage.parents["train-sae"].folder).to(stage.device)
     untrained = build_sae(sae.config, sae.d, sae.standardiser, config.seed).to(stage.device).eval()
-    trained, control = (_measure(stage, each) for each in (sae, untrained))
+    trained, control = _measure(stage, sae, untrained)
 
     found = {TRAINED: _quality(trained.metrics), UNTRAINED: _quality(control.metrics)}
     not_measured = _add_pairs(stage, trained, control, second, found)
@@ -121,10 +121,12 @@ def _second_seed(stage: Stage) -> Artifact | None:
 # Held-out records. ---------------------------------------------------------------------------------------------------
 
 
-def _measure(stage: Stage, sae: SparseAutoencoder) -> _Measured:
+def _measure(stage: Stage, *saes: SparseAutoencoder) -> list[_Measured]:
+    """Dictionaries over the held-out records, which are read once."""
     reader = ShardReader(stage.parents["cache-activations"], stage.config.sae_layer())
-    pool = PairPool(stage.config.sae_metric.pair_samples, sae.n_latents, sae.d)
-    return _Measured(sae, measure(sae, reader.held_out(_RECORDS_AT_ONCE), pool.add), pool.pairs())
+    pools = [PairPool(stage.config.sae_metric.pair_samples, sae.n_latents, sae.d) for sae in saes]
+    metrics = measure_together(saes, reader.held_out(_RECORDS_AT_ONCE), [pool.add for pool in pools])
+    return [_Measured(sae, of, pool.pairs()) for sae, of, pool in zip(saes, metrics, pools, strict=True)]
 
 
 def _quality(metrics: SAEMetrics) -> dict[str, Interval]:
@@ -147,7 +149,7 @@ def _add_pairs(
     for condition, of in ((TRAINED, trained), (UNTRAINED, control), (SHUFFLED, shuffled)):
         found[condition] |= pair_metrics(of.sae, of.pairs, settings.block, settings.n_bootstrap)
     if second is not None:
-        other = _measure(stage, load_sae(second.folder).to(stage.device))
+        other, = _measure(stage, load_sae(second.folder).to(stage.device))
         agreement = seed_agreement(trained.sae, trained.pairs, other.sae, other.pairs, settings.n_bootstrap)
         found |= {f"two seeds, {modality.name.lower()}": numbers for modality, numbers in agreement.items()}
     return _add_concepts(stage, trained.pairs, control.pairs, found)

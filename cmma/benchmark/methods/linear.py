@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cmma.benchmark.protocols import Budget
 from cmma.benchmark.registry import register
+from cmma.sae.architectures.topk import keep_largest
 from cmma.sae.records import ActivationReader
 from cmma.sae.standardiser import Standardiser
 
@@ -37,8 +38,7 @@ class LinearDictionary:
     def encode(self, acts_BW: Tensor, modality_B: Tensor, context_BCW: Tensor | None = None) -> Tensor:
         """See `Dictionary.encode`."""
         scores_BK = self.standardiser.standardise(acts_BW, modality_B) @ self.analysis_KW.T
-        values_Bk, kept_Bk = scores_BK.topk(min(self.k, scores_BK.shape[1]), dim=1)
-        return torch.zeros_like(scores_BK).scatter(1, kept_Bk, values_Bk.relu())
+        return keep_largest(scores_BK, self.k)
 
     def decode(self, latents_BK: Tensor, modality_B: Tensor) -> Tensor:
         """See `Dictionary.decode`."""
