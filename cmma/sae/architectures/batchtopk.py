@@ -16,6 +16,8 @@ from cmma.sae.mesh import Mesh
 from cmma.sae.records import RecordBatch
 from cmma.sae.standardiser import Standardiser, modality_row
 
+ROWS_AT_ONCE = 128
+
 
 class BatchTopK(SparseAutoencoder):
     """In training the B·k largest positive pre-activations of a batch, elsewhere those above a running threshold.
@@ -54,18 +56,16 @@ class BatchTopK(SparseAutoencoder):
     def keep_of_batch(self, pre_BK: Tensor, modality_B: Tensor) -> Tensor:
         """The n·k largest of the n records of all processes, zero elsewhere, and one step of the threshold."""
         k_M = self.config.kept_latents()
-        if not self.config.adaptive_sparsity:
-            latents_BK, smallest = _largest_of_all(pre_BK, k_M[-1] * self.mesh.total("dp", len(pre_BK)), self.mesh)
-            self._move_threshold(slice(None), smallest)
-            return latents_BK
         latents_BK = torch.zeros_like(pre_BK)
-        for modality, k in enumerate(k_M):
-            row_R = (modality_B == modality).nonzero()[:, 0]
+        for modality, k in enumerate(k_M) if self.config.adaptive_sparsity else [(None, k_M[-1])]:
+            is_row_B = torch.ones_like(modality_B, dtype=torch.bool) if modality is None else modality_B == modality
+            row_R = is_row_B.nonzero()[:, 0]
+            moved = slice(None) if modality is None else slice(modality, modality + 1)
             n_records = self.mesh.total("dp", len(row_R))
             if n_records:
-                kept_RK, smallest = _largest_of_all(pre_BK[row_R], k * n_records, self.mesh)
-                latents_BK = latents_BK.index_copy(0, row_R, kept_RK)
-                self._move_threshold(slice(modality, modality + 1), smallest)
+                values_n, where_n, smallest = _largest_of_all(pre_BK, row_R, k * n_records, self.mesh)
+                latents_BK.view(-1)[where_n] = values_n
+                self._move_threshold(moved, smallest)
             elif modality == Modality.JOINT:  # it stands for "unknown"
                 self.threshold_M[modality] = self.threshold_M[:modality].mean()
         return latents_BK
@@ -77,15 +77,24 @@ class BatchTopK(SparseAutoencoder):
         self.threshold_M.copy_(torch.where(smallest > 0, moved_M, self.threshold_M))
 
 
-def _largest_of_all(pre_RK: Tensor, n: int, mesh: Mesh) -> tuple[Tensor, Tensor]:
-    """The n largest of all processes' positive numbers, zero elsewhere; and the smallest of them, 0 if there is none.
+def _largest_of_all(pre_BK: Tensor, row_R: Tensor, n: int, mesh: Mesh) -> tuple[Tensor, Tensor, Tensor]:
+    """The n largest positive numbers in some rows of all processes.
 
-    Args:
-        pre_RK: [R, K], this process's numbers.
+    Rows are gone through `ROWS_AT_ONCE` at a time, since sorting takes several times the memory of what is sorted.
+
+    Returns:
+        This process's share of them [≤ n], zero for what is not among the n largest; their places in the flattened
+        matrix; and the smallest of all of them, 0 if there is none.
     """
-    flat_N = pre_RK.flatten().relu()
-    values_n, kept_n = flat_N.topk(min(n, len(flat_N)), sorted=False)
+    n_latents = pre_BK.shape[1]
+    values_n, where_n = pre_BK.new_empty(0), row_R.new_empty(0)
+    for some_r in row_R.split(ROWS_AT_ONCE):
+        of_rows = some_r[:, None] * n_latents + torch.arange(n_latents, device=some_r.device)
+        values_N = torch.cat([values_n, pre_BK[some_r].flatten().relu()])
+        where_N = torch.cat([where_n, of_rows.flatten()])
+        values_n, kept_n = values_N.topk(min(n, len(values_N)), sorted=False)
+        where_n = where_N[kept_n]
     values_n = mesh.keep_largest("all", values_n[None], n)[0]
     positive_n = torch.where(values_n > 0, values_n, torch.inf)
     smallest = mesh.gather("all", F.pad(positive_n.detach(), (0, 1), value=torch.inf).amin()).amin()
-    return torch.zeros_like(flat_N).scatter(0, kept_n, values_n).view_as(pre_RK), smallest.nan_to_num(posinf=0.0)
+    return values_n, where_n, smallest.nan_to_num(posinf=0.0)
