@@ -15,6 +15,7 @@ from cmma.errors import ArtifactError
 if TYPE_CHECKING:
     import pandas as pd
     import torch
+    from PIL import Image
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -76,6 +77,11 @@ class Artifact:
         """Write a Parquet file."""
         with atomic_path(self.path(name)) as temporary:
             table.to_parquet(temporary, index=False)
+
+    def write_image(self, name: str, image: Image.Image) -> None:
+        """Write a PNG file."""
+        with atomic_path(self.path(name)) as temporary:
+            image.save(temporary, format="png")
 
     def write_tensors(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
         """Write a safetensors file."""

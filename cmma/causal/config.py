@@ -9,6 +9,8 @@ from cmma.errors import ConfigError
 
 REPLACEMENTS = ("pair", "relation", "referent", "count", "negation", "logic")
 TRACE_METHODS = ("noise", "semantic_pair", "token_replacement")
+WITH_DICTIONARY: tuple[str, ...] = ()
+"""Methods that look at the features of a dictionary; the others need none."""
 ANSWER_READOUTS = ("logit_difference", "log_probability", "probability")
 READOUTS = ("auto", *ANSWER_READOUTS, "cosine", "denoising")
 SOURCES = ("mean", "aligned")

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cmma.figures import HeatMap
 from cmma.report import references
-from cmma.report.inputs import ReportInputs, TraceMap
+from cmma.report.inputs import ReportInputs
 from cmma.report.tables import Cell, Row, Table, missing, text_cell
 
 _NO_REFERENCE = text_cell("–")
@@ -100,24 +101,25 @@ def evaluation(inputs: ReportInputs) -> Table:
 
 
 def causal_trace(inputs: ReportInputs) -> Table:
-    """The strongest cell of every causal map."""
+    """The strongest cell of every map."""
     command = inputs.commands.get("trace", "")
-    rows = [_trace_row(trace) for trace in inputs.traces] or [Row("causal trace", (missing(command),) * 4)]
-    return Table("trace", "Causal trace: the strongest restored state",
-                 ("map", "peak effect", "layer", "position", "metric"), tuple(rows),
+    rows = [_trace_row(shown.figure, shown.artifact) for shown in inputs.causal
+            if isinstance(shown.figure, HeatMap)] or [Row("causal trace", (missing(command),) * 4)]
+    return Table("trace", "Causal maps: the strongest cell",
+                 ("map", "peak", "row", "column", "of what"), tuple(rows),
                  "The peak is chosen and read from the same samples; its interval is that of the single cell.")
 
 
-def _trace_row(trace: TraceMap) -> Row:
-    effect = np.asarray(trace.effect_LP, dtype=float)
-    if not np.isfinite(effect).any():
+def _trace_row(trace: HeatMap, artifact: str) -> Row:
+    effect_RC = np.asarray(trace.value_RC, dtype=float)
+    if not np.isfinite(effect_RC).any():
         return Row(trace.title, (missing(),) * 4)
-    layer, position = (int(index) for index in np.unravel_index(np.nanargmax(np.abs(effect)), effect.shape))
-    bounds = [None if bound is None else float(np.asarray(bound)[layer, position])
-              for bound in (trace.low_LP, trace.high_LP)]
+    row, column = (int(index) for index in np.unravel_index(np.nanargmax(np.abs(effect_RC)), effect_RC.shape))
+    low, high = (None if side is None else float(np.asarray(side)[row, column])
+                 for side in (trace.low_RC, trace.high_RC))
     return Row(trace.title, (
-        Cell(float(effect[layer, position]), bounds[0], bounds[1], kind=trace.kind, n=trace.n, artifact=trace.artifact),
-        Cell(int(trace.layers[layer]), digits=0), text_cell(trace.positions[position]), text_cell(trace.metric or "–"),
+        Cell(float(effect_RC[row, column]), low, high, kind=trace.kind, n=trace.n, artifact=artifact),
+        text_cell(trace.rows[row]), text_cell(trace.columns[column]), text_cell(trace.about or "–"),
     ))
 
 

@@ -11,6 +11,10 @@ from html import escape
 import numpy as np
 from markupsafe import Markup
 
+from cmma.figures import Line
+
+N_SERIES = 8
+"""Colours of lines in the style sheet, `--series-1` and so on."""
 CLASS_LABELS = {
     "visual": "visual", "textual": "textual", "cross_modal": "cross-modal", "mixed": "mixed", "dead": "dead",
 }
@@ -193,33 +197,48 @@ def _colour_bar(x: float, y: float, height: float, peak: float, signed: bool) ->
             _text(x + 15, y + height, f"{low:.2g}".replace("-", "−"), "start", "tick")]
 
 
-def profile(
-    x: Sequence[float], value: np.ndarray, low: np.ndarray | None, high: np.ndarray | None, x_label: str,
-    width: float = 360, height: float = 170,
-) -> Markup:
-    """A line over layers with its interval as a band."""
+def curves(x: Sequence[float], lines: Sequence[Line], x_label: str, width: float = 360, height: float = 190) -> Markup:
+    """Lines over a common axis with their intervals as bands; more than one are named beside it."""
+    named = len(lines) > 1
+    key = 6.4 * max(len(line.name) for line in lines) + 24 if named else 0.0
     left, right, top, bottom = 44.0, 12.0, 10.0, 32.0
-    bounds = [array for array in (value, low, high) if array is not None and np.isfinite(array).any()]
-    floor = min(0.0, *(float(np.nanmin(array)) for array in bounds))
-    ceiling = max(0.0, *(float(np.nanmax(array)) for array in bounds)) or 1.0
+    every = [np.asarray(side, dtype=float) for line in lines for side in (line.value_X, line.low_X, line.high_X)
+             if side is not None]
+    finite = np.concatenate([[0.0], *(side[np.isfinite(side)] for side in every)])
+    floor, ceiling = float(finite.min()), float(finite.max()) or 1.0
+    span = (x[-1] - x[0]) or 1.0
 
-    def px(v: float) -> float:
-        return left + (width - left - right) * ((v - x[0]) / ((x[-1] - x[0]) or 1.0))
+    def place(a: float, b: float) -> str:
+        across = left + (width - left - right) * (a - x[0]) / span
+        return f"{across:.1f},{top + (height - top - bottom) * (1 - (b - floor) / ((ceiling - floor) or 1.0)):.1f}"
 
-    def py(v: float) -> float:
-        return top + (height - top - bottom) * (1 - (v - floor) / ((ceiling - floor) or 1.0))
-
-    body = [_line(left, py(0), width - right, py(0))]
-    if low is not None and high is not None:
-        outline = [*zip(x, high, strict=True), *reversed(list(zip(x, low, strict=True)))]
-        body.append('<polygon class="band" points="' + " ".join(f"{px(a):.1f},{py(b):.1f}" for a, b in outline) + '"/>')
-    body.append('<polyline class="curve" points="'
-                + " ".join(f"{px(a):.1f},{py(b):.1f}" for a, b in zip(x, value, strict=True)) + '"/>')
-    for a, b in zip(x, value, strict=True):
-        body.append(f'<circle cx="{px(a):.1f}" cy="{py(b):.1f}" r="3" class="dot">'
-                    f"<title>{a:g}: {b:.3g}</title></circle>")
-        body.append(_text(px(a), height - bottom + 14, f"{a:g}", "middle", "tick"))
-    body += [_text(left - 6, py(ceiling) + 4, f"{ceiling:.2g}", "end", "tick"),
-             _text(left - 6, py(floor) + 4, f"{floor:.2g}".replace("-", "−"), "end", "tick"),
+    zero = float(place(x[0], 0.0).split(",")[1])
+    body = [_line(left, zero, width - right, zero)]
+    for index, line in enumerate(lines):
+        colour, value = f"var(--series-{index % N_SERIES + 1})", np.asarray(line.value_X, dtype=float)
+        if line.low_X is not None and line.high_X is not None:
+            low, high = (np.asarray(side, dtype=float) for side in (line.low_X, line.high_X))
+            whole = np.isfinite(low) & np.isfinite(high)
+            forth = [place(a, b) for a, b, ok in zip(x, high, whole, strict=True) if ok]
+            back = [place(a, b) for a, b, ok in zip(x, low, whole, strict=True) if ok]
+            body.append(f'<polygon class="band" style="fill:{colour}" points="{" ".join(forth + back[::-1])}"/>')
+        points = [(a, b) for a, b in zip(x, value, strict=True) if np.isfinite(b)]
+        body.append(f'<polyline class="curve" style="stroke:{colour}" points="'
+                    + " ".join(place(a, b) for a, b in points) + '"/>')
+        for a, b in points:
+            across, down = place(a, b).split(",")
+            body.append(f'<circle cx="{across}" cy="{down}" r="3" style="fill:{colour}">'
+                        f"<title>{escape(line.name)} {a:g}: {b:.3g}</title></circle>")
+        if named:
+            y = top + 14.0 * index + 6
+            body += [_rect(width + 2, y - 6, 10, 4, f"fill:{colour}", line.name), _text(width + 17, y, line.name)]
+    for a in _ticks(x):
+        body.append(_text(left + (width - left - right) * (a - x[0]) / span, height - bottom + 14, f"{a:g}", "middle", "tick"))
+    body += [_text(left - 6, top + 4, f"{ceiling:.2g}", "end", "tick"),
+             _text(left - 6, height - bottom + 4, f"{floor:.2g}".replace("-", "−"), "end", "tick"),
              _text((left + width - right) / 2, height - 4, x_label, "middle", "tick")]
-    return _svg(width, height, x_label, body)
+    return _svg(width + key, max(height, top + 14.0 * len(lines) + 10), x_label, body)
+
+
+def _ticks(x: Sequence[float], most: int = 16) -> Sequence[float]:
+    return x[:: max(1, -(-len(x) // most))]

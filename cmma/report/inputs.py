@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from PIL import Image
 
+from cmma.figures import Figure
 from cmma.report.tables import Cell
 
 
@@ -41,29 +41,12 @@ class ArtifactRef:
 
 
 @dataclass(frozen=True, eq=False)
-class TraceMap:
-    """A causal trace or patching result over layers and positions.
+class Shown:
+    """A figure of a stage, as data. `images`: the files that a gallery names."""
 
-    Attributes:
-        title: what was restored where ("residual stream, image corruption").
-        effect_LP: mean effect [layers, positions], in the unit of `metric`.
-        layers: the layer number of each row; positions: the label of each column.
-        low_LP, high_LP: interval bounds of the mean, or None.
-        kind: what that interval is ("95% CI").
-        metric: "recovered share of the logit difference", "probability of the answer", ...
-        n: number of samples (or pairs); artifact: key.
-    """
-
-    title: str
-    effect_LP: np.ndarray
-    layers: Sequence[int]
-    positions: Sequence[str]
-    low_LP: np.ndarray | None = None
-    high_LP: np.ndarray | None = None
-    kind: str = "95% CI"
-    metric: str = ""
-    n: int | None = None
+    figure: Figure
     artifact: str = ""
+    images: Mapping[str, Image.Image] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +69,7 @@ class ReportInputs:
         effects: causal effect of ablating single features: `layer, feature, readout, effect, low, high, kind, n`.
         edges: CMIG: `layer, source, target, strength, excess, p, q, artifact`; classes are looked up in `features`.
         network: CMIG numbers by the names of `references.NETWORK`. phases: by the names of `references.PHASES`.
-        traces: causal maps.
+        causal: the figures of all traces and interventions.
         interventions: one row per measured condition: `intervention, condition ("features", "random features",
             "random direction"), readout, effect, low, high, kind, n, d, p, artifact`.
         hallucination: relative change in percent by the names of `references.HALLUCINATION`.
@@ -115,7 +98,7 @@ class ReportInputs:
     edges: pd.DataFrame | None = None
     network: Mapping[str, Cell] = field(default_factory=dict)
     phases: Mapping[str, Cell] = field(default_factory=dict)
-    traces: Sequence[TraceMap] = ()
+    causal: Sequence[Shown] = ()
     interventions: pd.DataFrame | None = None
     hallucination: Mapping[str, Cell] = field(default_factory=dict)
     consistency: Mapping[str, Cell] = field(default_factory=dict)

@@ -15,10 +15,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from cmma.console import progress
-from cmma.report import figures, graph
+from cmma.figures import HeatMap
+from cmma.report import figures, graph, plots
 from cmma.report.comparison import tables
 from cmma.report.feature_pages import FeatureIndex, list_data, page_context, page_name
-from cmma.report.inputs import ReportInputs, TraceMap
+from cmma.report.inputs import ReportInputs
 from cmma.report.tables import Cell, Table
 
 CSP = ("default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -75,7 +76,7 @@ def _write_all(inputs: ReportInputs, folder: Path, tau: float) -> None:
           densities=_densities(inputs.features), modality_scores=_modality_scores(inputs.modality_histogram))
     write("features.html", "features.html", "", data=_embedded(list_data(inputs, index)))
     write("graph.html", "graph.html", "", graphs=_graphs(inputs, index), table=shown["cmig"])
-    write("causal.html", "causal.html", "", maps=[_causal_map(trace) for trace in inputs.traces],
+    write("causal.html", "causal.html", "", shown=[plots.draw(each) for each in inputs.causal],
           table=shown["trace"], interventions=shown["interventions"])
     write("provenance.html", "provenance.html", "", inputs=inputs, summaries=_summaries(inputs))
     with progress("Writing feature pages", total=len(index.pages)) as bar:
@@ -116,10 +117,11 @@ def _cards(inputs: ReportInputs) -> list[dict[str, Any]]:
                   "about": "of " + f"{0 if inputs.features is None else len(inputs.features):,} latents"})
     cards.append({"title": "variance unexplained", "cell": _best(inputs.sae, "fvu", commands.get("train-sae", "")),
                   "about": "FVU of the best dictionary, held out", "page": "#table-sae", "figure": None})
-    peak = max((float(np.nanmax(np.abs(t.effect_LP))) for t in inputs.traces if np.isfinite(t.effect_LP).any()),
+    maps = [each.figure for each in inputs.causal if isinstance(each.figure, HeatMap)]
+    peak = max((float(np.nanmax(np.abs(each.value_RC))) for each in maps if np.isfinite(each.value_RC).any()),
                default=None)
     cards.append({"title": "causal peak", "cell": Cell(peak, command=commands.get("trace", "")), "figure": None,
-                  "about": inputs.traces[0].metric if inputs.traces else "restored state", "page": "causal.html"})
+                  "about": maps[0].about if maps else "restored state", "page": "causal.html"})
     edges = None if inputs.edges is None else int((inputs.edges["q"] < 0.05).sum())
     cards.append({"title": "interactions, q < 0.05", "figure": None, "page": "graph.html",
                   "cell": Cell(edges, digits=0, command=commands.get("build-cmig", "")),
@@ -186,27 +188,6 @@ def _graphs(inputs: ReportInputs, index: FeatureIndex) -> list[dict[str, Any]]:
             } for e in strong.itertuples()],
         })
     return graphs
-
-
-def _causal_map(trace: TraceMap) -> dict[str, Any]:
-    effect = np.asarray(trace.effect_LP, dtype=float)
-    bounded = trace.low_LP is not None and trace.high_LP is not None
-    low_LP, high_LP = (np.asarray(side) if bounded else None for side in (trace.low_LP, trace.high_LP))
-
-    def title(row: int, column: int) -> str:
-        text = f"layer {trace.layers[row]}, {trace.positions[column]}: {effect[row, column]:.3g}"
-        if low_LP is None or high_LP is None:
-            return text
-        return f"{text} [{low_LP[row, column]:.3g}, {high_LP[row, column]:.3g}]"
-
-    titles = [[title(row, column) for column in range(len(trace.positions))] for row in range(len(trace.layers))]
-    best = int(np.nanargmax(np.nanmax(np.abs(np.nan_to_num(effect)), axis=0)))
-    low_L, high_L = (None if side is None else side[:, best] for side in (low_LP, high_LP))
-    return {
-        "trace": trace, "best": trace.positions[best],
-        "figure": figures.heat_map(effect, [str(layer) for layer in trace.layers], trace.positions, "layer", titles),
-        "profile": figures.profile([float(x) for x in trace.layers], effect[:, best], low_L, high_L, "layer"),
-    }
 
 
 def _summaries(inputs: ReportInputs) -> Mapping[str, str]:

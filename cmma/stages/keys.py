@@ -14,6 +14,7 @@ from cmma.artifacts.keys import (
     fingerprint_images,
     fingerprint_model,
 )
+from cmma.causal.config import WITH_DICTIONARY
 from cmma.config import Config, load_group
 from cmma.models.spec import ModelSpec, model_folder
 from cmma.sae.interchange.config import ImportConfig
@@ -40,8 +41,20 @@ class Keys:
 
     def parents(self, stage: str) -> dict[str, str]:
         """Keys of the direct parents."""
-        direct = {name: self.key(name) for name in STAGES[stage].parents}
+        direct = {name: self.key(name) for name in self.direct(stage)}
         return direct | self._reported if stage == "report" else direct
+
+    def direct(self, stage: str) -> tuple[str, ...]:
+        """The stages whose artifacts it reads directly: those of the table, and what its configuration calls for."""
+        needs_dictionary = stage == "trace" and self._config.trace.method in WITH_DICTIONARY
+        return STAGES[stage].parents + (("train-sae",) if needs_dictionary else ())
+
+    def ancestors(self, stage: str) -> list[str]:
+        """Every stage that it builds on, furthest first."""
+        found: list[str] = []
+        for parent in self.direct(stage):
+            found += [name for name in (*self.ancestors(parent), parent) if name not in found]
+        return found
 
     def config(self, stage: str) -> dict[str, Any]:
         """The semantic configuration of a stage. A dictionary that is imported depends on nothing of training."""

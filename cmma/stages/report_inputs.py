@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from PIL import Image
 
 from cmma.artifacts.store import Artifact
 from cmma.config import Config
 from cmma.data.tars import load_samples
-from cmma.report.inputs import ArtifactRef, ReportInputs, TraceMap
+from cmma.figures import Gallery, from_json
+from cmma.report.inputs import ArtifactRef, ReportInputs, Shown
 from cmma.report.tables import Cell
 from cmma.stages.intervene import report_rows
 from cmma.stages.prepare_data import tars_of
@@ -22,7 +21,6 @@ from cmma.stages.splits import resolve_split
 from cmma.stages.table import STAGES
 from cmma.statistics.correction import holm
 
-_MODULES = {"residual": "residual stream", "mlp": "MLP output", "attention": "attention output"}
 # Metrics that are shares and print in percent.
 _SHARES = (
     "chair_", "recall", "hallucination_", "objects_described", "question_accuracy", "image_to_text", "text_to_image",
@@ -46,7 +44,9 @@ def gather(config: Config, parents: Mapping[str, Artifact], overrides: Sequence[
         "environment": {
             name: number for artifact in parents.values() for name, number in artifact.manifest["software"].items()
         },
-        "traces": [_trace_map(artifact) for name, artifact in parents.items() if name.startswith("trace:")],
+        "causal": [
+            shown for name, artifact in parents.items() if name.startswith("trace:") for shown in _figures(artifact)
+        ],
     }
     if dictionary is not None:
         summary = dictionary.summary
@@ -106,32 +106,13 @@ def _thumbnail(image: Image.Image) -> Image.Image:
     return image
 
 
-def _trace_map(artifact: Artifact) -> TraceMap:
-    cells, summary = artifact.read_table("trace.parquet"), artifact.summary
-    groups = sorted(summary["groups"], key=_place)
-
-    def grid(column: str) -> np.ndarray:
-        return cells.pivot(index="row", columns="group", values=column).loc[summary["rows"], groups].to_numpy(float)
-
-    return TraceMap(
-        title=f"{summary['method'].replace('_', ' ')}: restored {_MODULES[summary['module']]}",
-        effect_LP=grid("recovery"),
-        layers=[_layer_of(row, index) for index, row in enumerate(summary["rows"])], positions=groups,
-        low_LP=grid("recovery_low"), high_LP=grid("recovery_high"),
-        metric=f"recovered share of the {summary['readout'].replace('_', ' ')}", n=summary["n_used"],
-        artifact=artifact.key,
-    )
-
-
-def _place(group: str) -> tuple[int, str, int]:
-    """Order of the columns: the image's parts as they are named, then the words up to the last one."""
-    word = re.fullmatch(r"last(?:-(\d+))?", group)
-    return (1, "", -int(word[1] or 0)) if word else (0, group, 0)
-
-
-def _layer_of(row: str, index: int) -> int:
-    number = re.search(r"\d+", row)
-    return int(number.group()) if number else index
+def _figures(artifact: Artifact) -> list[Shown]:
+    """What a stage left to be drawn, with the pictures that its galleries name."""
+    shown = []
+    for figure in from_json(artifact.read_json("figures.json")):
+        names = [name for row in figure.images for name, _ in row] if isinstance(figure, Gallery) else []
+        shown.append(Shown(figure, artifact.key, {name: Image.open(artifact.path(name)) for name in names}))
+    return shown
 
 
 def _interventions(artifacts: Sequence[Artifact]) -> pd.DataFrame:

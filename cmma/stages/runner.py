@@ -20,7 +20,7 @@ from cmma.console import say
 from cmma.errors import MissingParent
 from cmma.stages.keys import Keys
 from cmma.stages.publish import publish
-from cmma.stages.table import REPORTED, STAGES, ancestors
+from cmma.stages.table import REPORTED, STAGES
 from cmma.stages.variants import variants
 
 
@@ -124,7 +124,7 @@ def open_parents(
         MissingParent: a parent is not finished; the message is the command that makes it.
     """
     keys = Keys(config)
-    found = {parent: Artifact(root, parent, keys.key(parent)) for parent in ancestors(name)}
+    found = {parent: Artifact(root, parent, keys.key(parent)) for parent in keys.ancestors(name)}
     missing = [parent for parent, artifact in found.items() if not artifact.finished]
     if missing:
         words = " ".join(shlex.quote(word) for word in overrides)

@@ -68,11 +68,3 @@ STAGES: dict[str, StageSpec] = {
 REPORTED = (
     "cache-activations", "train-sae", "interpret", "trace", "intervene", "build-cmig", "evaluate-sae", "evaluate",
 )
-
-
-def ancestors(stage: str) -> list[str]:
-    """Every stage that `stage` builds on, furthest first."""
-    found: list[str] = []
-    for parent in STAGES[stage].parents:
-        found += [name for name in (*ancestors(parent), parent) if name not in found]
-    return found

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cmma.report.inputs import ArtifactRef, ReportInputs, TraceMap
+from cmma.figures import HeatMap
+from cmma.report.inputs import ArtifactRef, ReportInputs, Shown
 from cmma.report.tables import Cell
 from cmma.testbed.generate import generate_samples
 
@@ -68,7 +69,7 @@ def inputs() -> ReportInputs:
                  "average clustering": Cell(0.41, 0.35, 0.47, kind="95% CI", n=300, artifact="c0ffee000003")},
         hallucination={"all": Cell(-21.0, -27.3, -14.9, kind="95% CI", n=300, unit="%", digits=1),
                        "object": Cell(-24.6, -31.9, -17.2, kind="95% CI", n=300, unit="%", digits=1)},
-        traces=[_trace(rng)], interventions=pd.DataFrame([
+        causal=[_trace(rng)], interventions=pd.DataFrame([
             {"intervention": "ablate", "condition": c, "readout": "logit difference", "effect": e, "low": e - 0.08,
              "high": e + 0.08, "kind": "95% CI", "n": 200, "d": d, "p": p, "artifact": "c0ffee000003"}
             for c, e, d, p in (("features", -0.61, 1.2, 0.0002), ("random features", -0.03, 0.05, 0.41),
@@ -140,7 +141,7 @@ def _logits(rng: np.random.Generator) -> pd.DataFrame:
     ], columns=["layer", "feature", "sign", "rank", "token", "value"])
 
 
-def _trace(rng: np.random.Generator) -> TraceMap:
+def _trace(rng: np.random.Generator) -> Shown:
     layers, positions = list(range(12)), [f"patch {r},{c}" for r in range(4) for c in range(4)] + [
         "what", " color", " is", " the", " ring", "?", "<answer>"]
     depth = np.linspace(0, 1, 12)[:, None]
@@ -149,5 +150,6 @@ def _trace(rng: np.random.Generator) -> TraceMap:
     effect[:, -1:] = 1 / (1 + np.exp(-(depth - 0.6) * 14))
     effect[:, -3:-2] = 0.5 * np.exp(-((depth - 0.5) ** 2) / 0.03)
     effect += rng.normal(0, 0.02, effect.shape)
-    return TraceMap("Residual stream, image pair", effect, layers, positions, effect - 0.06, effect + 0.06,
-                    metric="recovered share of the logit difference", n=120, artifact="c0ffee000003")
+    figure = HeatMap("Residual stream, image pair", "recovered share of the logit difference", effect,
+                     [str(layer) for layer in layers], positions, effect - 0.06, effect + 0.06, n=120)
+    return Shown(figure, "c0ffee000003")

@@ -109,5 +109,5 @@ def test_measured_cells_stand_beside_the_papers(inputs):
     row = next(row for row in tables(inputs)["hallucination"].rows if row.label == "object")
     assert [cell.value for cell in row.cells] == [-24.6, -42.7]
     peak = tables(inputs)["trace"].rows[0].cells[0]
-    assert peak.value == pytest.approx(float(inputs.traces[0].effect_LP.max()))
+    assert peak.value == pytest.approx(float(inputs.causal[0].figure.value_RC.max()))
     assert peak.kind == "95% CI"

@@ -1,0 +1,1 @@
+"""The methods of `cmma trace`, one module each, with `run(model, samples, config, dictionary) -> Findings`."""
