@@ -233,7 +233,8 @@ def curves(x: Sequence[float], lines: Sequence[Line], x_label: str, width: float
             y = top + 14.0 * index + 6
             body += [_rect(width + 2, y - 6, 10, 4, f"fill:{colour}", line.name), _text(width + 17, y, line.name)]
     for a in _ticks(x):
-        body.append(_text(left + (width - left - right) * (a - x[0]) / span, height - bottom + 14, f"{a:g}", "middle", "tick"))
+        at = left + (width - left - right) * (a - x[0]) / span
+        body.append(_text(at, height - bottom + 14, f"{a:g}", "middle", "tick"))
     body += [_text(left - 6, top + 4, f"{ceiling:.2g}", "end", "tick"),
              _text(left - 6, height - bottom + 4, f"{floor:.2g}".replace("-", "−"), "end", "tick"),
              _text((left + width - right) / 2, height - 4, x_label, "middle", "tick")]
