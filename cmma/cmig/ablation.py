@@ -13,8 +13,8 @@ then, every row runs, and latents are computed inside the pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -26,7 +26,7 @@ from cmma.causal.queries import Query
 from cmma.causal.readout import Readout, batches
 from cmma.causal.rivals import prepare_readout
 from cmma.cmig.effects import Effects, concatenate, pairwise_effects
-from cmma.cmig.streams import read_streams
+from cmma.cmig.streams import MODALITIES, read_streams
 from cmma.console import progress
 from cmma.hooks.edit import Edit, TokenEdit, Where
 from cmma.hooks.resume import AGREE, can_resume, inputs_above, resumed
@@ -52,6 +52,7 @@ class FeatureAblation:
     Attributes:
         resumes: whether passes start at the layer. Where a resumed clean pass does not reproduce the whole one, the
             whole network runs each time: slower, equally exact.
+        active_BK: whether ablating a feature can change a sample.
         rows_run, rows_asked: forward rows computed so far, and those that one row per set and sample would have taken.
     """
 
@@ -71,13 +72,14 @@ class FeatureAblation:
         self.sae, self.tokens = sae, tokens
         self.features, self.rows_at_once = list(features), rows_at_once
         self._chosen = torch.as_tensor(self.features, device=model.device)
+        self._directions_MKR = torch.stack([sae.directions(modality)[self._chosen] for modality in MODALITIES])
         self.rows_run = self.rows_asked = 0
         every_B = torch.arange(len(queries), device=model.device)
         with torch.no_grad(), Trace(model, [place.site for place in model.record_sites(layer)]) as acts:
             whole_B = readout(batch, queries)
         self._streams = read_streams(model, sae, layer, acts, batch, self.features, tokens)
         active_BK = torch.stack([stream.active_BK for stream in self._streams]).any(dim=0)
-        self._active_BK = active_BK.cpu().numpy() if model.streams_apart else np.ones(active_BK.shape, dtype=bool)
+        self.active_BK = active_BK.cpu().numpy() if model.streams_apart else np.ones(active_BK.shape, dtype=bool)
         self._batch, self.resumes = batch, False
         if can_resume(model, layer):
             self._batch, self.resumes = inputs_above(model, layer, batch), True
@@ -106,7 +108,7 @@ class FeatureAblation:
     def _effective(self, off_AK: NDArray[np.bool_]) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
         """The distinct rows that have to run: sample [R], features off [R, K], and the row of each (set, sample)."""
         masks, slots, first = [], [], 0
-        for active_K in self._active_BK:
+        for active_K in self.active_BK:
             packed_AP = np.packbits(off_AK & active_K, axis=1)
             mask_UP, slot_A = np.unique(packed_AP, axis=0, return_inverse=True)
             masks.append(mask_UP)
@@ -116,28 +118,77 @@ class FeatureAblation:
         off_RK = np.unpackbits(np.concatenate(masks), axis=1, count=off_AK.shape[1])
         return torch.from_numpy(row_R), torch.from_numpy(off_RK).float(), np.stack(slots, axis=1)
 
+    def slopes(self, row_R: Tensor, off_RK: Tensor) -> Tensor:
+        """What ablating each feature as well would add to the readout, to first order: [R, K].
+
+        −Σ_tokens a_j f_j · ∂E/∂h at do(off = 0), for every feature j from one backward pass. Entries of features that
+        are off already mean nothing.
+
+        Args:
+            row_R: samples. off_RK: float, 1 where a feature is ablated.
+        """
+        batch, queries = self._batch.rows(row_R), [self.queries[row] for row in row_R.tolist()]
+        with torch.enable_grad():
+            if not self.model.streams_apart:
+                return self._slopes_inside(batch, queries, off_RK)
+            edited = {stream.site: stream.ablated(row_R, off_RK).requires_grad_() for stream in self._streams}
+            with self._given(edited):
+                total = self.readout(batch, queries).sum()
+            gradients = torch.autograd.grad(total, list(edited.values()))
+        each = zip(self._streams, gradients, strict=True)
+        return -torch.stack([stream.along(row_R, gradient_RSD) for stream, gradient_RSD in each]).sum(dim=0)
+
+    def _slopes_inside(self, batch: Batch, queries: Sequence[Query], off_RK: Tensor) -> Tensor:
+        """The same where latents depend on what is ablated elsewhere: they and the gradient are those of the pass."""
+        seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        ablate = self._inside(off_RK)
+
+        def with_leaf(acts_NR: Tensor, modality_N: Tensor, where: Where) -> Tensor:
+            leaf_NR = torch.zeros_like(acts_NR, requires_grad=True)
+            with torch.no_grad():
+                latents_NK = self.sae.encode(acts_NR, modality_N)[:, self._chosen]
+            seen.append((latents_NK, leaf_NR, modality_N, where.batch_index))
+            return ablate.fn(acts_NR, modality_N, where) + leaf_NR
+
+        with splice(self.model, self.layer, TokenEdit(with_leaf, cast(Any, self.tokens), "prefill")):
+            total = self.readout(batch, queries).sum()
+        gradients = torch.autograd.grad(total, [leaf_NR for _, leaf_NR, _, _ in seen])
+        slopes_RK = torch.zeros_like(off_RK)
+        for (latents_NK, _, modality_N, row_N), gradient_NR in zip(seen, gradients, strict=True):
+            for modality, direction_KR in zip(MODALITIES, self._directions_MKR, strict=True):
+                along_NK = (gradient_NR * (modality_N == modality)[:, None]) @ direction_KR.T
+                slopes_RK.index_add_(0, row_N, -(latents_NK * along_NK).to(slopes_RK.dtype))
+        return slopes_RK
+
     @torch.no_grad()
     def _run(self, row_R: Tensor, off_RK: Tensor) -> Tensor:
         batch, queries = self._batch.rows(row_R), [self.queries[row] for row in row_R.tolist()]
         if not self.model.streams_apart:
             with splice(self.model, self.layer, self._inside(off_RK)):
                 return self.readout(batch, queries)
-        edited = {stream.site: stream.ablated(row_R, off_RK) for stream in self._streams}
-        if self.resumes:
-            with resumed(self.model, edited):
-                return self.readout(batch, queries)
-        with ExitStack() as stack:
-            for site, acts_RSD in edited.items():
-                stack.enter_context(Edit(self.model, site, _put(acts_RSD)))
+        with self._given({stream.site: stream.ablated(row_R, off_RK) for stream in self._streams}):
             return self.readout(batch, queries)
+
+    @contextmanager
+    def _given(self, edited: Mapping[str, Tensor]) -> Iterator[None]:
+        """Within the block, the layer's streams are `edited` [R, S, D] each."""
+        with ExitStack() as stack:
+            if self.resumes:
+                stack.enter_context(resumed(self.model, edited))
+            else:
+                for site, acts_RSD in edited.items():
+                    stack.enter_context(Edit(self.model, site, _put(acts_RSD)))
+            yield
 
     def _inside(self, off_RK: Tensor) -> TokenEdit:
         """h + decode(a′) − decode(a) with the latents that the pass itself has at the layer."""
 
         def ablate(acts_NR: Tensor, modality_N: Tensor, where: Where) -> Tensor:
             latents_NK = self.sae.encode(acts_NR, modality_N)[:, self._chosen]
-            removed_NR = (latents_NK * off_RK[where.batch_index]) @ self.sae.feature_directions[self._chosen]
-            return acts_NR - self.sae.standardiser.restore_difference(removed_NR, modality_N)
+            removed_NK = latents_NK * off_RK[where.batch_index]
+            for modality, direction_KR in zip(MODALITIES, self._directions_MKR, strict=True):
+                acts_NR = acts_NR - (removed_NK * (modality_N == modality)[:, None]) @ direction_KR
+            return acts_NR
 
         return TokenEdit(ablate, cast(Any, self.tokens), "prefill")
 

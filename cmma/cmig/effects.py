@@ -23,6 +23,8 @@ class Effects:
         features_K: feature numbers, in the dictionary's order of indices.
         pairs_P2: positions (i, j) in `features_K` of the measured pairs, unordered: do(a_i=0, a_j=0) has no order.
         clean_N: E(∅). single_KN: E(i). pair_PN: E(i, j). All in the readout's own unit.
+        sampling_P: for how many pairs of the graph each measured one stands (inverse of the probability that it was
+            measured); None: each for itself.
     """
 
     features_K: NDArray[np.int64]
@@ -30,6 +32,12 @@ class Effects:
     clean_N: NDArray[np.float64]
     single_KN: NDArray[np.float64]
     pair_PN: NDArray[np.float64]
+    sampling_P: NDArray[np.float64] | None = None
+
+    @property
+    def weight_P(self) -> NDArray[np.float64]:
+        """`sampling_P`, or ones."""
+        return np.ones(len(self.pairs_P2)) if self.sampling_P is None else self.sampling_P
 
     @property
     def spread(self) -> float:
@@ -60,14 +68,16 @@ class Effects:
 
 
 def pairwise_effects(
-    ablate: Ablate, features: Sequence[int], pairs: Sequence[tuple[int, int]] | None = None
-) -> Effects:
+    ablate: Ablate, features: Sequence[int], pairs: Sequence[tuple[int, int]] | None = None,
+    sampling_P: NDArray[np.float64] | None = None,
+) -> Effects:  # fmt: skip
     """Measure E(∅), every E(i) and every E(i, j), each once, with one call of `ablate`.
 
     Args:
         ablate: the readout under ablations; `()` is the clean run.
         features: distinct feature numbers.
         pairs: pairs of feature numbers to measure; default: all.
+        sampling_P: see `Effects`.
     """
     features_K = np.asarray(sorted(features), dtype=np.int64)
     if len(np.unique(features_K)) < len(features_K):
@@ -78,7 +88,7 @@ def pairwise_effects(
     doubles = [tuple(pair) for pair in features_K[pairs_P2].tolist()]
     readout = np.asarray(ablate([(), *singles, *doubles]), dtype=np.float64)
     k = len(singles)
-    return Effects(features_K, pairs_P2, readout[0], readout[1 : 1 + k], readout[1 + k :])
+    return Effects(features_K, pairs_P2, readout[0], readout[1 : 1 + k], readout[1 + k :], sampling_P)
 
 
 def concatenate(parts: Sequence[Effects]) -> Effects:
@@ -93,4 +103,5 @@ def concatenate(parts: Sequence[Effects]) -> Effects:
         np.concatenate([part.clean_N for part in parts]),
         np.concatenate([part.single_KN for part in parts], axis=1),
         np.concatenate([part.pair_PN for part in parts], axis=1),
+        first.sampling_P,
     )

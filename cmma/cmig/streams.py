@@ -14,6 +14,7 @@ from cmma.models.base import Batch, MultimodalModel
 from cmma.models.sites import RecordSite
 from cmma.sae.architectures.base import SparseAutoencoder
 
+MODALITIES = (Modality.VISUAL, Modality.TEXTUAL)
 _TOKENS_AT_ONCE = 4096  # × all latents of a 131,072-latent dictionary: 2 GB
 
 
@@ -39,10 +40,18 @@ class Stream:
         """Activations of samples `rows_R` without the features `off_RK` (1 = off): h + decode(a′) − decode(a)."""
         removed_RSK = self.latents_BSK[rows_R] * off_RK[:, None]
         acts_RSD = self.acts_BSD[rows_R]
-        for modality, direction_KD in enumerate(self.directions_MKD):
+        for modality, direction_KD in zip(MODALITIES, self.directions_MKD, strict=True):
             here_RS1 = (self.modality_BS[rows_R] == modality)[..., None]
             acts_RSD = acts_RSD - ((removed_RSK * here_RS1) @ direction_KD).to(acts_RSD.dtype)
         return acts_RSD
+
+    def along(self, rows_R: Tensor, gradient_RSD: Tensor) -> Tensor:
+        """Σ_tokens a_k f_k · gradient, [R, K]: the inner product of each feature's part of the stream with it."""
+        total_RK = 0
+        for modality, direction_KD in zip(MODALITIES, self.directions_MKD, strict=True):
+            here_RSD = gradient_RSD.float() * (self.modality_BS[rows_R] == modality)[..., None]
+            total_RK = total_RK + (self.latents_BSK[rows_R] * (here_RSD @ direction_KD.T)).sum(dim=1)
+        return torch.as_tensor(total_RK)
 
     @property
     def active_BK(self) -> Tensor:
@@ -105,9 +114,5 @@ def _lift(acts_TD: Tensor, place: RecordSite, width: int) -> Tensor:
 
 def _directions(sae: SparseAutoencoder, place: RecordSite, features_K: Tensor) -> Tensor:
     """decode(a + e_i) − decode(a) in the place's block, for visual and textual tokens: [2, K, D]."""
-    unit_KR = sae.feature_directions[features_K]
     block = slice(place.start, place.start + place.width)
-    return torch.stack([
-        sae.standardiser.restore_difference(unit_KR, torch.full((len(unit_KR),), int(modality), device=unit_KR.device))
-        for modality in (Modality.VISUAL, Modality.TEXTUAL)
-    ])[..., block]
+    return torch.stack([sae.directions(modality)[features_K][:, block] for modality in MODALITIES])
