@@ -13,8 +13,8 @@ from cmma.errors import ArtifactError
 if TYPE_CHECKING:
     import torch
 
-_DTYPES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.int64": "I64", "torch.int32": "I32",
-           "torch.int8": "I8"}
+_DTYPES = {"torch.float64": "F64", "torch.float32": "F32", "torch.bfloat16": "BF16", "torch.int64": "I64",
+           "torch.int32": "I32", "torch.int8": "I8"}
 
 
 class ShardWriter:

@@ -23,9 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cmma.causal.queries import Query
-from cmma.causal.readout import Readout, batches
-from cmma.causal.rivals import prepare_readout
-from cmma.cmig.effects import Effects, concatenate, pairwise_effects
+from cmma.causal.readout import Readout
 from cmma.cmig.streams import MODALITIES, read_streams
 from cmma.console import progress
 from cmma.hooks.edit import Edit, TokenEdit, Where
@@ -195,37 +193,3 @@ class FeatureAblation:
 
 def _put(acts_RSD: Tensor) -> TokenEdit:
     return TokenEdit(lambda _, __, where: acts_RSD[where.batch_index, where.position], tokens="every")
-
-
-def measure_effects(
-    model: MultimodalModel,
-    sae: SparseAutoencoder,
-    layer: int,
-    queries: Sequence[Query],
-    features: Sequence[int],
-    readout: str = "auto",
-    tokens: str = "all",
-    rows_at_once: int = 256,
-    samples_at_once: int = 256,
-) -> tuple[Effects, dict[str, int | str]]:
-    """Effects of all single features and pairs on the readout of the queries.
-
-    Args:
-        queries: one per sample, so that samples are independent units.
-        samples_at_once: samples whose activations are held in memory together.
-
-    Returns:
-        The effects, and the cost: `rows_run`, `rows_asked`, `resumes`, `readout`.
-    """
-    score, queries = prepare_readout(model, queries, readout)
-    parts, rows_run, rows_asked, resumes = [], 0, 0, True
-    for batch, some in batches(model, queries, samples_at_once):
-        ablation = FeatureAblation(model, sae, layer, batch, some, features, score, tokens, rows_at_once)
-        parts.append(pairwise_effects(ablation, features))
-        rows_run += ablation.rows_run
-        rows_asked += ablation.rows_asked
-        resumes = resumes and ablation.resumes
-    cost: dict[str, int | str] = {
-        "rows_run": rows_run, "rows_asked": rows_asked, "resumes": resumes, "readout": score.name,
-    }  # fmt: skip
-    return concatenate(parts), cost

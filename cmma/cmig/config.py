@@ -28,7 +28,13 @@ class CMIGConfig:
         readout: "logit_difference", "log_probability" or "probability" of the answer (generative models), "cosine"
             (dual encoders); "auto" is the first for the former and the last for the latter.
         tokens: at which tokens a feature is ablated: "all", "visual", "textual".
+        pairs_per_feature: pairs measured exactly, per feature: those that the screen puts first; 0 = every pair,
+            without a screen. The cost of all pairs grows with k², that of so many with k.
+        random_pairs: further pairs measured, drawn from those that the screen did not put first: what is found there
+            estimates what the screen missed.
+        duplicates: features whose directions have at least this cosine count as one; the best ranked stands for them.
         rows_at_once: sample × ablation rows in one forward pass.
+        samples_at_once: samples measured together, stored when done, and shared out over processes.
         permutations: of the first look of every test (the paper's 1,000).
         max_permutations: small p-values are refined up to this number (see `statistics.permutation`).
         resamples: bootstrap resamples of the images, for intervals.
@@ -49,7 +55,11 @@ class CMIGConfig:
     quotas: dict[str, float] | None = None
     readout: str = "auto"
     tokens: str = "all"
+    pairs_per_feature: int = 0
+    random_pairs: int = 500
+    duplicates: float = 0.95
     rows_at_once: int = 256
+    samples_at_once: int = 16
     permutations: int = 1000
     max_permutations: int = 100_000
     resamples: int = 10_000
@@ -66,6 +76,10 @@ class CMIGConfig:
             one_of(f"cmig.{key}", getattr(self, key), allowed)
         for key in ("n_features", "n_samples", "n_selection_samples", "random_graphs"):
             at_least(f"cmig.{key}", getattr(self, key), 2)
+        for key in ("rows_at_once", "samples_at_once"):
+            at_least(f"cmig.{key}", getattr(self, key), 1)
+        for key in ("pairs_per_feature", "random_pairs"):
+            at_least(f"cmig.{key}", getattr(self, key), 0)
         if not 0 <= self.moderate < self.strong:
             raise ConfigError(f"cmig.moderate={self.moderate} must lie between 0 and cmig.strong={self.strong}")
         for key in ("alpha", "top_share"):

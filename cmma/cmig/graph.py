@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import pandas as pd
+from scipy.stats import spearmanr
 
 from cmma.cmig.config import CMIGConfig
 from cmma.cmig.effects import Effects
 from cmma.cmig.inference import CLASSES, class_shares, edge_table
 from cmma.cmig.network import modality_flow, network_numbers
+from cmma.cmig.screening import estimated_recall
 from cmma.errors import DataError
 
 
@@ -35,11 +38,14 @@ class CMIG:
     numbers: dict[str, Any]
 
 
-def build_graph(effects: Effects, features: pd.DataFrame, config: CMIGConfig) -> CMIG:
+def build_graph(
+    effects: Effects, features: pd.DataFrame, config: CMIGConfig, screened: pd.DataFrame | None = None
+) -> CMIG:
     """Test, classify and summarise measured effects.
 
     Args:
         features: rows with `feature` and `class` (as `select_features` returns), covering all measured features.
+        screened: the pairs of `effects` as `choose_pairs` gave them, where not all were measured.
 
     Network numbers are given for two undirected graphs, both of excess interactions, so that an edge is a departure
     from independence and not a main effect: `network`, the significant pairs, and `network_top`, the pairs of largest
@@ -62,6 +68,7 @@ def build_graph(effects: Effects, features: pd.DataFrame, config: CMIGConfig) ->
         "features": len(nodes),
         "samples": len(effects.clean_N),
         "pairs": len(once),
+        "pairs_of_graph": len(nodes) * (len(nodes) - 1) // 2,
         "readout_mean": float(effects.clean_N.mean()),
         "readout_spread": effects.spread,
         "alpha": config.alpha,
@@ -78,7 +85,22 @@ def build_graph(effects: Effects, features: pd.DataFrame, config: CMIGConfig) ->
             name: _share(table[q][table[f"{measure}_class"] == name] < config.alpha) for name in CLASSES
         }
         numbers[measure] = {"shares": shares.as_dict(), "significant": significant}
+    if screened is not None:
+        edges = edges.assign(**{name: np.tile(screened[name], 2) for name in ("screen", "place", "weight")})
+        numbers["screen"] = _screen_numbers(edges.head(len(once)), config)
     return CMIG(nodes, edges, numbers)
+
+
+def _screen_numbers(once: pd.DataFrame, config: CMIGConfig) -> dict[str, Any]:
+    """What the screen found and missed, by its random sample of the pairs that it did not put first."""
+    drawn = once[once["place"] == "random"]
+    agreement = spearmanr(drawn["screen"], drawn["excess"]).statistic if len(drawn) > 2 else math.nan
+    return {
+        "first": int((once["place"] == "top").sum()), "random": len(drawn),
+        "recall_significant": estimated_recall(once, once["q_excess"] < config.alpha).as_dict(),
+        "recall_moderate_or_strong": estimated_recall(once, once["excess_class"] != "weak").as_dict(),
+        "rank_correlation_random": None if math.isnan(agreement) else float(agreement),
+    }  # fmt: skip
 
 
 def interaction_graph(nodes: pd.DataFrame, edges: pd.DataFrame, alpha: float = 0.05) -> nx.Graph:

@@ -133,12 +133,17 @@ def class_shares(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Shares:
-    """Strong, moderate and weak shares; a resample of the images changes strengths and the spread alike.
+    """Strong, moderate and weak shares of all pairs; a resample of the images changes strengths and the spread alike.
+
+    Measured pairs count for as many as they stand for (`Effects.weight_P`).
 
     Args:
         measure: "strength" (Eq. 7, directed edges) or "excess" (unordered pairs).
     """
-    per_edge_EN = np.abs(effects.directed()[1] if measure == "strength" else effects.excess_PN)
+    directed = measure == "strength"
+    per_edge_EN = np.abs(effects.directed()[1] if directed else effects.excess_PN)
+    weight_E = np.tile(effects.weight_P, 2 if directed else 1)
+    weight_E /= weight_E.sum()
     n = len(effects.clean_N)
     weights_RN = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples) / n
     mean_R = weights_RN @ effects.clean_N
@@ -149,8 +154,8 @@ def class_shares(
         rows = slice(start, start + 100)
         with np.errstate(divide="ignore", invalid="ignore"):
             strength_RE = weights_RN[rows] @ per_edge_EN.T / spread_R[rows, None]
-        shares_RC[rows] = _shares(strength_RE, strong, moderate)
-    value_C = _shares(per_edge_EN.mean(axis=1)[None] / effects.spread, strong, moderate)[0]
+        shares_RC[rows] = _shares(strength_RE, weight_E, strong, moderate)
+    value_C = _shares(per_edge_EN.mean(axis=1)[None] / effects.spread, weight_E, strong, moderate)[0]
     tail = (1 - confidence) / 2
     low_C, high_C = np.quantile(shares_RC, [tail, 1 - tail], axis=0)
     kind = f"{confidence:.0%} percentile bootstrap"
@@ -158,9 +163,9 @@ def class_shares(
     return Shares(*(Interval(value, low, high, n, kind, error) for value, low, high, error in columns_C4))
 
 
-def _shares(strength_RE: NDArray, strong: float, moderate: float) -> NDArray:
-    is_strong = (strength_RE > strong).mean(axis=1)
-    above = (strength_RE > moderate).mean(axis=1)
+def _shares(strength_RE: NDArray, weight_E: NDArray, strong: float, moderate: float) -> NDArray:
+    is_strong = (strength_RE > strong) @ weight_E
+    above = (strength_RE > moderate) @ weight_E
     return np.stack([is_strong, above - is_strong, 1 - above], axis=1)
 
 

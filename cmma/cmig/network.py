@@ -152,7 +152,7 @@ class Flow:
         difference: the first minus the second, with p from swapping the two directions within samples.
         beyond_difference, beyond_p: the same after each target's own main effect is taken away, since Eq. 7 alone
             is larger towards whichever class has the larger main effects.
-        pairs: number of (visual, textual) pairs.
+        pairs: number of measured (visual, textual) pairs; they count for as many as they stand for.
     """
 
     visual_to_textual: Interval
@@ -188,8 +188,13 @@ def modality_flow(
         return None
     strength_EN = np.abs(conditional_EN) / effects.spread
     beyond_EN = strength_EN - np.abs(effects.main_KN[edges_E2[:, 1]]) / effects.spread
-    to_text_N, to_image_N = strength_EN[towards_text].mean(axis=0), strength_EN[towards_image].mean(axis=0)
-    beyond_N = beyond_EN[towards_text].mean(axis=0) - beyond_EN[towards_image].mean(axis=0)
+    weight_E = np.tile(effects.weight_P, 2)
+
+    def mean_N(values_EN: np.ndarray, of_E: np.ndarray) -> np.ndarray:
+        return np.average(values_EN[of_E], axis=0, weights=weight_E[of_E])
+
+    to_text_N, to_image_N = mean_N(strength_EN, towards_text), mean_N(strength_EN, towards_image)
+    beyond_N = mean_N(beyond_EN, towards_text) - mean_N(beyond_EN, towards_image)
     return Flow(
         visual_to_textual=bootstrap_mean(to_text_N, resamples, seed),
         textual_to_visual=bootstrap_mean(to_image_N, resamples, seed),

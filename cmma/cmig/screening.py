@@ -7,8 +7,11 @@ averaged: their second-order errors differ.
 
 A screen is wrong where the readout is far from linear in the second feature (saturated attention, a cancellation that
 ablating both breaks). How often, is measured: beside the first pairs a random sample of the others is run too, and what
-is found there estimates what was missed (`estimated_recall`). Screening looks at the selection samples only: pairs that
-were picked on the samples they are tested on would pass too often.
+is found there estimates what was missed (`estimated_recall`).
+
+The screen looks at the samples that are measured, since what it approximates is the result on those. This does not
+make the tests pass too often: they flip signs (`cmma.cmig.inference`), and the screen's score, a mean of absolute
+values, is the same under every flip. Given the score, each test is as exact as without it.
 """
 
 from __future__ import annotations

@@ -11,6 +11,10 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from cmma.causal.queries import Query
@@ -106,12 +110,35 @@ def _plus(delta_BSD: Tensor) -> TokenEdit:
     return TokenEdit(lambda acts_ND, _, where: acts_ND + delta_BSD[where.batch_index, where.position], tokens="every")
 
 
+def near_duplicates(directions_KD: Tensor, features: Sequence[int], cosine: float) -> dict[int, int]:
+    """Feature → its group: complete-linkage clusters in which all directions have at least this cosine.
+
+    A dictionary splits strong directions into several features that do the same; as pairs they interact by
+    construction, and each takes a place in the graph.
+
+    Args:
+        directions_KD: of these features. Memory grows with K².
+    """
+    units_KD = torch.nn.functional.normalize(directions_KD.double().cpu(), dim=1)
+    near_KK = (units_KD @ units_KD.T >= cosine).numpy()
+    first_K = np.arange(len(near_KK))
+    _, parts_K = connected_components(csr_matrix(near_KK), directed=False)
+    for part in np.flatnonzero(np.bincount(parts_K) > 1):
+        members = np.flatnonzero(parts_K == part)
+        distance = 1 - (units_KD[members] @ units_KD[members].T).numpy().clip(-1, 1)
+        tree = linkage(squareform(distance, checks=False), "complete")
+        clusters = fcluster(tree, 1 - cosine, "distance")
+        first_K[members] = [members[clusters == cluster].min() for cluster in clusters]
+    return {feature: features[first] for feature, first in zip(features, first_K.tolist(), strict=True)}
+
+
 def select_features(
     scores: pd.DataFrame,
     n: int,
     ranking: str = "attribution",
     min_density: float = 0.05,
     quotas: Mapping[str, float] | None = None,
+    groups: Mapping[int, int] | None = None,
 ) -> pd.DataFrame:
     """The `n` features of the graph, best first.
 
@@ -120,9 +147,11 @@ def select_features(
         ranking: column by which features are ranked, in descending order.
         min_density: features active in fewer of the samples do not enter: they would hardly be measured.
         quotas: share of the places per class; what a class cannot fill goes to the best of the rest.
+        groups: feature → its group (`near_duplicates`), of which only the best ranked can enter; others stand alone.
 
     Returns:
-        The chosen rows, with `place` ("quota" or "rank") saying how each came in.
+        The chosen rows, with `place` ("quota" or "rank") saying how each came in and `duplicates`, the number of other
+        live features of its group.
 
     Raises:
         DataError: fewer than two features are active enough.
@@ -134,6 +163,8 @@ def select_features(
             f"only {len(live)} features are active in {min_density:.0%} of the samples; "
             "lower cmig.min_density, or train the dictionary longer"
         )
+    group = live["feature"].map(lambda feature: (groups or {}).get(feature, feature))
+    live = live.assign(duplicates=group.groupby(group).transform("size") - 1).loc[~group.duplicated()]
     by_quota: list[int] = []
     for name, share in (quotas or {}).items():
         by_quota += live.index[live["class"] == name][: round(share * n)].tolist()

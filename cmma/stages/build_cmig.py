@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+import pandas as pd
+import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from cmma.artifacts.files import atomic_path
 from cmma.causal.intervening import queries_for
 from cmma.causal.queries import Query, assert_disjoint
-from cmma.cmig.ablation import measure_effects
+from cmma.causal.rivals import prepare_readout
 from cmma.cmig.graph import build_graph, interaction_graph, write_graphml, write_json
-from cmma.cmig.selection import feature_scores, select_features, stratified
+from cmma.cmig.measuring import Interactions
+from cmma.cmig.screening import choose_pairs
+from cmma.cmig.selection import feature_scores, near_duplicates, select_features, stratified
 from cmma.data.samples import Sample
 from cmma.errors import DataError
 from cmma.models import load_model
 from cmma.models.base import MultimodalModel
+from cmma.sae.architectures.base import SparseAutoencoder
 from cmma.sae.interchange.load import load_sae
+from cmma.stages.chunks import in_chunks
 from cmma.stages.runner import Stage
 from cmma.stages.splits import measured_samples
+
+_POOL = 4096
+"""Best ranked features among which near-duplicates are looked for: K² of them are compared."""
 
 
 def run(stage: Stage) -> dict[str, Any]:
     """Choose features, ablate them alone and in pairs, test every edge; summary: the numbers of section 5.2."""
     config, artifact = stage.config.cmig, stage.artifact
-    layer = stage.config.sae_layer()
     model = load_model(stage.config.model, stage.device)
     sae = load_sae(stage.parents["train-sae"].folder).to(stage.device)
     samples = measured_samples(stage.parents["prepare-data"], stage.config)
@@ -31,16 +43,28 @@ def run(stage: Stage) -> dict[str, Any]:
     measuring = queries_of(model, samples[half:], config.n_samples, config.seed)
     assert_disjoint(choosing, measuring)
 
-    scores = feature_scores(model, sae, layer, choosing, config.readout, config.tokens)
-    classes = stage.parents["interpret"].read_table("features.parquet")[["feature", "class"]]
-    features = select_features(
-        scores.merge(classes, on="feature"), config.n_features, config.ranking, config.min_density, config.quotas
-    )
-    effects, cost = measure_effects(
-        model, sae, layer, measuring, features["feature"].tolist(), config.readout, config.tokens,
+    features = _features(stage, model, sae, choosing)
+    readout, measuring = prepare_readout(model, measuring, config.readout)
+    measured = Interactions(
+        model, sae, stage.config.sae_layer(), tuple(sorted(features["feature"].tolist())), readout, config.tokens,
         config.rows_at_once,
-    )
-    graph = build_graph(effects, features, config)
+    )  # fmt: skip
+
+    def shared(compute: Callable[[list[Query]], dict[str, Tensor]], first: int = 0) -> list[dict[str, Tensor]]:
+        n, size = len(measuring), config.samples_at_once
+        return in_chunks(stage, lambda start, stop: compute(measuring[start:stop]), n, size, first)
+
+    pairs = None
+    if config.pairs_per_feature:
+        score_KK = torch.stack([chunk["screen_KK"] for chunk in shared(measured.screen)]).sum(dim=0).numpy()
+        n_first = config.pairs_per_feature * len(features)
+        pairs = choose_pairs(score_KK / len(measuring), n_first, config.random_pairs, config.seed)
+    # Chunks of effects are numbered above those of the screen.
+    chunks = shared(lambda queries: measured.effects(queries, pairs), first=len(measuring))
+    if stage.rank:
+        return {}
+    effects, cost = measured.joined(chunks, pairs)
+    graph = build_graph(effects, features, config, pairs)
     artifact.write_table("nodes.parquet", graph.nodes)
     artifact.write_table("edges.parquet", graph.edges)
     network = interaction_graph(graph.nodes, graph.edges, config.alpha)
@@ -48,7 +72,26 @@ def run(stage: Stage) -> dict[str, Any]:
         write_graphml(network, temporary)
     with atomic_path(artifact.path("graph.json")) as temporary:
         write_json(network, temporary)
-    return {**graph.numbers, "cost": dict(cost), "layer": layer}
+    return {
+        **graph.numbers, "readout": readout.name, "cost": cost._asdict(), "layer": stage.config.sae_layer()
+    }
+
+
+def _features(stage: Stage, model: MultimodalModel, sae: SparseAutoencoder, choosing: list[Query]) -> pd.DataFrame:
+    """The features that enter, chosen by one worker and stored, so that all have the same."""
+    config, artifact = stage.config.cmig, stage.artifact
+    if stage.rank == 0 and not artifact.path("features.parquet").is_file():
+        scores = feature_scores(model, sae, stage.config.sae_layer(), choosing, config.readout, config.tokens)
+        classes = stage.parents["interpret"].read_table("features.parquet")[["feature", "class"]]
+        scores = scores.merge(classes, on="feature")
+        pool = scores.nlargest(_POOL, config.ranking)["feature"].tolist()
+        groups = near_duplicates(sae.feature_directions[pool], pool, config.duplicates)
+        chosen = select_features(
+            scores, config.n_features, config.ranking, config.min_density, config.quotas, groups)
+        artifact.write_table("features.parquet", chosen)
+    if stage.world > 1:
+        dist.barrier()
+    return artifact.read_table("features.parquet")
 
 
 def queries_of(model: MultimodalModel, samples: list[Sample], n: int, seed: int) -> list[Query]:

@@ -48,7 +48,8 @@ STAGES: dict[str, StageSpec] = {
         "ablate, amplify, substitute, combine and clamp features", ("intervention",), ("interpret",)
     ),
     "build-cmig": StageSpec(
-        "measure feature interactions and build the cross-modal graph", ("cmig",), ("interpret",)
+        "measure feature interactions and build the cross-modal graph", ("cmig",), ("interpret",), version=2,
+        parallel=True,
     ),
     "evaluate-sae": StageSpec(
         "reconstruction, codes of image–text pairs, and the model with the dictionary spliced in, beside controls",

@@ -10,7 +10,8 @@ from cmma.causal.queries import caption_queries, question_queries
 from cmma.causal.readout import collate_queries
 from cmma.causal.rivals import prepare_readout, with_rivals
 from cmma.cmig import ablation as module
-from cmma.cmig.ablation import FeatureAblation, measure_effects
+from cmma.cmig.ablation import FeatureAblation
+from cmma.cmig.measuring import Interactions
 from cmma.cmig.selection import feature_scores
 from cmma.hooks.edit import Edit, TokenEdit
 
@@ -105,11 +106,13 @@ def test_silent_features_cost_nothing_and_change_nothing(tiny, dictionary, asked
 def test_effects_of_samples_in_chunks_equal_all_at_once(tiny, dictionary, scenes):
     queries = question_queries(scenes, per_sample=1)
     sae = dictionary(tiny, LAYER)
-    at_once, cost = measure_effects(tiny, sae, LAYER, queries, [3, 7, 11], "log_probability")
-    chunked, _ = measure_effects(tiny, sae, LAYER, queries, [3, 7, 11], "log_probability", samples_at_once=2)
+    readout, queries = prepare_readout(tiny, queries, "log_probability")
+    measured = Interactions(tiny, sae, LAYER, (3, 7, 11), readout)
+    at_once, cost = measured.joined([measured.effects(queries)])
+    chunked, _ = measured.joined([measured.effects(queries[:2]), measured.effects(queries[2:])])
     np.testing.assert_allclose(chunked.pair_PN, at_once.pair_PN, atol=1e-5)
-    assert cost["rows_asked"] == 7 * len(queries)
-    assert cost["readout"] == "log_probability"
+    assert cost.rows_asked == 7 * len(queries)
+    assert cost.resumes
 
 
 def test_rivals_are_wrong_answers_that_other_queries_have(tiny, scenes):
