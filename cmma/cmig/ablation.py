@@ -116,6 +116,23 @@ class FeatureAblation:
         off_RK = np.unpackbits(np.concatenate(masks), axis=1, count=off_AK.shape[1])
         return torch.from_numpy(row_R), torch.from_numpy(off_RK).float(), np.stack(slots, axis=1)
 
+    @torch.no_grad()
+    def states(self, row_R: Tensor, off_RK: Tensor, sites: Sequence[str]) -> tuple[dict[str, Tensor], Batch]:
+        """Activations at sites above the layer under ablations, [R, S, D] each, and the inputs of these rows.
+
+        The pass ends at the last of the sites.
+        """
+        batch = self._batch.rows(row_R)
+        with ExitStack() as stack:
+            acts = stack.enter_context(Trace(self.model, list(sites), stop=True))
+            if self.model.streams_apart:
+                edited = {stream.site: stream.ablated(row_R, off_RK) for stream in self._streams}
+                stack.enter_context(self._given(edited))
+            else:
+                stack.enter_context(splice(self.model, self.layer, self._inside(off_RK)))
+            self.model(**batch)
+        return {site: acts[site] for site in sites}, batch
+
     def slopes(self, row_R: Tensor, off_RK: Tensor) -> Tensor:
         """What ablating each feature as well would add to the readout, to first order: [R, K].
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cmma.checks import at_least, one_of
 from cmma.errors import ConfigError
@@ -30,6 +30,8 @@ class CMIGConfig:
         tokens: at which tokens a feature is ablated: "all", "visual", "textual".
         pairs_per_feature: pairs measured exactly, per feature: those that the screen puts first; 0 = every pair,
             without a screen. The cost of all pairs grows with k², that of so many with k.
+        to_layers: later layers onto whose features effects are measured too; each needs a dictionary
+            (`cmma train-sae layer=…`).
         random_pairs: further pairs measured, drawn from those that the screen did not put first: what is found there
             estimates what the screen missed.
         duplicates: features whose directions have at least this cosine count as one; the best ranked stands for them.
@@ -57,6 +59,7 @@ class CMIGConfig:
     tokens: str = "all"
     pairs_per_feature: int = 0
     random_pairs: int = 500
+    to_layers: list[int] = field(default_factory=list)
     duplicates: float = 0.95
     rows_at_once: int = 256
     samples_at_once: int = 16

@@ -15,6 +15,7 @@ from torch import Tensor
 from cmma.causal.queries import Query
 from cmma.causal.readout import Readout, collate_queries
 from cmma.cmig.ablation import FeatureAblation
+from cmma.cmig.between import Later, later_activations
 from cmma.cmig.effects import Effects, concatenate, pairwise_effects
 from cmma.cmig.screening import cross_differences
 from cmma.models.base import MultimodalModel
@@ -63,6 +64,11 @@ class Interactions:
             "clean_N": torch.from_numpy(found.clean_N), "single_KN": torch.from_numpy(found.single_KN),
             "pair_PN": torch.from_numpy(found.pair_PN), "cost": cost,
         }  # fmt: skip
+
+    def later(self, queries: Sequence[Query], later: Later) -> dict[str, Tensor]:
+        """What single ablations do to a later layer: clean_NJ, under_NKJ (`later_activations`)."""
+        clean_NJ, under_NKJ = later_activations(self._ablation(queries), later)
+        return {"clean_NJ": clean_NJ, "under_NKJ": under_NKJ}
 
     def joined(self, chunks: Sequence[dict[str, Tensor]], pairs: pd.DataFrame | None = None) -> tuple[Effects, Cost]:
         """The chunks of `effects` as one, in their order."""

@@ -42,7 +42,13 @@ class Keys:
     def parents(self, stage: str) -> dict[str, str]:
         """Keys of the direct parents."""
         direct = {name: self.key(name) for name in self.direct(stage)}
+        direct |= {name: keys.key("train-sae") for name, keys in self.later(stage).items()}
         return direct | self._reported if stage == "report" else direct
+
+    def later(self, stage: str) -> dict[str, Keys]:
+        """The dictionaries of other layers that a graph reads: `train-sae:LAYER` → the keys of that layer."""
+        layers = self._config.cmig.to_layers if stage == "build-cmig" else []
+        return {f"train-sae:{layer}": Keys(dataclasses.replace(self._config, layer=layer)) for layer in layers}
 
     def direct(self, stage: str) -> tuple[str, ...]:
         """The stages whose artifacts it reads directly: those of the table, and what its configuration calls for."""

@@ -125,10 +125,11 @@ def open_parents(
     """
     keys = Keys(config)
     found = {parent: Artifact(root, parent, keys.key(parent)) for parent in keys.ancestors(name)}
+    found |= {label: Artifact(root, "train-sae", own.key("train-sae")) for label, own in keys.later(name).items()}
     missing = [parent for parent, artifact in found.items() if not artifact.finished]
     if missing:
         words = " ".join(shlex.quote(word) for word in overrides)
-        commands = " && ".join(f"cmma {parent} {words}".strip() for parent in missing)
+        commands = " && ".join(f"cmma {_command(parent)} {words}".strip() for parent in missing)
         raise MissingParent(f"{name} needs {missing[-1]} {found[missing[-1]].key}, which is not there; run: {commands}")
     if name == "report":
         shown = {
@@ -138,6 +139,11 @@ def open_parents(
         found |= {label: artifact for label, artifact in shown.items() if artifact.finished}
         keys = Keys(config, reported={label: artifact.key for label, artifact in found.items()})
     return keys, found
+
+
+def _command(parent: str) -> str:
+    stage, _, layer = parent.partition(":")
+    return f"{stage} layer={layer}" if layer else stage
 
 
 def resolve_device(config: Config) -> str:

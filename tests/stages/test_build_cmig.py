@@ -10,6 +10,7 @@ import pytest
 from cmma.artifacts.store import Artifact
 from cmma.cmig.config import CMIGConfig
 from cmma.config import ActivationsConfig, Config, DatasetConfig, InterpretConfig, LaunchConfig, PathsConfig
+from cmma.errors import MissingParent
 from cmma.models.spec import ModelSpec
 from cmma.sae.config import OptimConfig, preset
 from cmma.stages.runner import run_stage
@@ -25,7 +26,7 @@ def config(tmp_path_factory) -> Config:
     config = Config(
         model=ModelSpec(name="tiny", weights="random", source="", architecture="llava-tiny", n_layers=4),
         dataset=DatasetConfig(n_train=40, n_balanced=24, n_counter=2, n_pairs=2),
-        activations=ActivationsConfig(layers=[1]), layer=1, sae=preset("topk", n_latents=64, k=8),
+        activations=ActivationsConfig(layers=[1, 2]), layer=1, sae=preset("topk", n_latents=64, k=8),
         optim=OptimConfig(batch=256, steps=20, warmup=5), cmig=GRAPH,
         interpret=InterpretConfig(n_samples=8, max_pages=2, n_bootstrap=50),
         launch=LaunchConfig(threads=1), paths=PathsConfig(outputs=str(tmp_path_factory.mktemp("outputs"))),
@@ -77,3 +78,16 @@ def test_a_screened_graph_says_what_it_left_out(config):
     assert made.summary["pairs_of_graph"] == 28
     recall = made.summary["screen"]["recall_moderate_or_strong"]
     assert recall["found"] + recall["missed"] == (once["excess_class"] != "weak").sum()
+
+
+def test_effects_on_a_later_layer_need_its_dictionary(config):
+    above = replace(config, cmig=replace(GRAPH, to_layers=[2]))
+    with pytest.raises(MissingParent, match=r"run: cmma train-sae layer=2"):
+        run_stage("build-cmig", above)
+    run_stage("train-sae", replace(config, layer=2))
+    made = run_stage("build-cmig", above)
+    between = made.read_table("between.parquet")
+    assert set(between["target_layer"]) == {2}
+    assert set(between["source"]) == set(made.read_table("nodes.parquet")["feature"])
+    assert made.summary["significant_between"] == (between["q"] < 0.05).sum()
+    assert "train-sae:2" in made.manifest["parents"]
