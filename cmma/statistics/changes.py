@@ -14,8 +14,9 @@ class Changes:
 
     Attributes:
         at: indices of the first element of every piece but the first.
-        bic: Bayesian information criterion of the pieces; the smaller the better. Every change point counts as a
-            parameter, as does every level. bic_line, bic_constant: of a straight line, and of one level.
+        bic: Bayesian information criterion of the pieces; the smaller the better. Every level counts as a parameter and
+            every place as two, since it is the best of many (Zhang and Siegmund 2007). bic_line, bic_constant: of a
+            straight line, and of one level.
     """
 
     at: tuple[int, ...]
@@ -49,7 +50,7 @@ def change_points(values_NL: ArrayLike, n: int | None = None, most: int = 4, sho
         return float(points * np.log(max(residual, floor) / points) + parameters * np.log(points))
 
     def of_pieces(count: int) -> float:
-        return criterion(best[count][0], n_sequences * (count + 1) + count)
+        return criterion(best[count][0], n_sequences * (count + 1) + 2 * count)
 
     chosen = min(best, key=of_pieces) if n is None else min(n, most)
     x_L = np.arange(length) - (length - 1) / 2
