@@ -19,6 +19,7 @@ from cmma.cmig.config import CMIGConfig
 from cmma.errors import ConfigError
 from cmma.evaluation.config import SAEMetricConfig
 from cmma.models.spec import ModelSpec
+from cmma.phases.config import PhasesConfig
 from cmma.sae.config import OptimConfig, SAEConfig
 from cmma.sae.interchange.config import ImportConfig
 
@@ -252,6 +253,7 @@ class Config:
     interpret: InterpretConfig = field(default_factory=InterpretConfig)
     trace: TraceConfig = field(default_factory=TraceConfig)
     intervention: InterventionConfig = field(default_factory=InterventionConfig)
+    phases: PhasesConfig = field(default_factory=PhasesConfig)
     cmig: CMIGConfig = field(default_factory=CMIGConfig)
     metric: MetricConfig = field(default_factory=MetricConfig)
     sae_metric: SAEMetricConfig = field(default_factory=SAEMetricConfig)

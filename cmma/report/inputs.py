@@ -69,6 +69,7 @@ class ReportInputs:
         effects: causal effect of ablating single features: `layer, feature, readout, effect, low, high, kind, n`.
         edges: CMIG: `layer, source, target, strength, excess, p, q, artifact`; classes are looked up in `features`.
         network: CMIG numbers by the names of `references.NETWORK`. phases: by the names of `references.PHASES`.
+        depth: the figures of the phases.
         causal: the figures of all traces and interventions.
         interventions: one row per measured condition: `intervention, condition ("features", "random features",
             "random direction"), readout, effect, low, high, kind, n, d, p, artifact`.
@@ -99,6 +100,7 @@ class ReportInputs:
     network: Mapping[str, Cell] = field(default_factory=dict)
     phases: Mapping[str, Cell] = field(default_factory=dict)
     causal: Sequence[Shown] = ()
+    depth: Sequence[Shown] = ()
     interventions: pd.DataFrame | None = None
     hallucination: Mapping[str, Cell] = field(default_factory=dict)
     consistency: Mapping[str, Cell] = field(default_factory=dict)

@@ -78,6 +78,7 @@ def _write_all(inputs: ReportInputs, folder: Path, tau: float) -> None:
     write("graph.html", "graph.html", "", graphs=_graphs(inputs, index), table=shown["cmig"])
     write("causal.html", "causal.html", "", shown=[plots.draw(each) for each in inputs.causal],
           table=shown["trace"], interventions=shown["interventions"])
+    write("phases.html", "phases.html", "", shown=[plots.draw(each) for each in inputs.depth], table=shown["phases"])
     write("provenance.html", "provenance.html", "", inputs=inputs, summaries=_summaries(inputs))
     with progress("Writing feature pages", total=len(index.pages)) as bar:
         for layer, feature in index.pages:

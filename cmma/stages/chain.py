@@ -22,7 +22,9 @@ def run_chain(config: Config, overrides: Sequence[str] = ()) -> None:
     if config.run.until not in STAGES:
         raise ConfigError(f"run.until={config.run.until} is not one of {', '.join(STAGES)}")
     made: dict[str, Artifact] = {}
-    for stage in STAGES:
+    for stage, spec in STAGES.items():
+        if not spec.chained and stage != config.run.until:
+            continue
         for name, variant in variants(stage, config, overrides):
             reason = not_applicable(stage, variant)
             if reason:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from cmma.artifacts.keys import (
@@ -20,6 +22,21 @@ from cmma.models.spec import ModelSpec, model_folder
 from cmma.sae.interchange.config import ImportConfig
 from cmma.sae.interchange.source import dictionary_files, local_folder
 from cmma.stages.table import STAGES
+
+
+@dataclass(frozen=True)
+class Other:
+    """An artifact of another configuration that a stage reads. `command` makes it."""
+
+    stage: str
+    keys: Keys
+    command: str
+
+
+def phase_models(config: Config) -> list[ModelSpec]:
+    """The models of `phases.models`, or the one of the run. Raises ConfigError when there is no such model."""
+    named = config.phases.models
+    return [ModelSpec(**load_group("model", name)) for name in named] if named else [config.model]
 
 
 class Keys:
@@ -42,13 +59,32 @@ class Keys:
     def parents(self, stage: str) -> dict[str, str]:
         """Keys of the direct parents."""
         direct = {name: self.key(name) for name in self.direct(stage)}
-        direct |= {name: keys.key("train-sae") for name, keys in self.later(stage).items()}
+        direct |= {label: other.keys.key(other.stage) for label, other in self.others(stage).items()}
         return direct | self._reported if stage == "report" else direct
 
-    def later(self, stage: str) -> dict[str, Keys]:
-        """The dictionaries of other layers that a graph reads: `train-sae:LAYER` → the keys of that layer."""
-        layers = self._config.cmig.to_layers if stage == "build-cmig" else []
-        return {f"train-sae:{layer}": Keys(dataclasses.replace(self._config, layer=layer)) for layer in layers}
+    def others(self, stage: str) -> dict[str, Other]:
+        """What a stage reads of other configurations: later layers of a graph, every layer of the models of phases."""
+        config = self._config
+        if stage == "build-cmig":
+            return {
+                f"train-sae:{layer}": Other(
+                    "train-sae", Keys(dataclasses.replace(config, layer=layer)), f"cmma train-sae layer={layer}")
+                for layer in config.cmig.to_layers
+            }
+        found: dict[str, Other] = {}
+        for spec in phase_models(config) if stage == "phases" else []:
+            layers = list(range(spec.n_layers))
+            activations = dataclasses.replace(config.activations, layers=layers)
+            own = dataclasses.replace(config, model=spec, activations=activations, layer=0)
+            words = f"model={spec.name} 'activations.layers={layers}'".replace(", ", ",")
+            found[f"cache-activations:{spec.name}"] = Other(
+                "cache-activations", Keys(own), f"cmma cache-activations {words}")
+            numbers = (",".join(map(str, values)) for values in (layers, config.phases.seeds))
+            command = "cmma train-sae -m {} layer={} seed={}".format(words, *numbers)
+            for layer, seed in product(layers, config.phases.seeds):
+                found[f"train-sae:{spec.name}:{layer}:{seed}"] = Other(
+                    "train-sae", Keys(dataclasses.replace(own, layer=layer, seed=seed)), command)
+        return found
 
     def direct(self, stage: str) -> tuple[str, ...]:
         """The stages whose artifacts it reads directly: those of the table, and what its configuration calls for."""

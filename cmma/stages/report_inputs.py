@@ -63,6 +63,9 @@ def gather(config: Config, parents: Mapping[str, Artifact], overrides: Sequence[
     interventions = [artifact for name, artifact in parents.items() if name.startswith("intervene:")]
     if interventions:
         parts["interventions"] = _interventions(interventions)
+    if "phases" in parents:
+        parts["phases"] = _phases(parents["phases"], graph)
+        parts["depth"] = _figures(parents["phases"])
     if "evaluate" in parents:
         parts["evaluation"] = _evaluation(parents["evaluate"])
     return ReportInputs(title=f"{config.model.name}: cross-modal mechanistic analysis", **parts)
@@ -150,6 +153,38 @@ def _network(graph: Artifact) -> dict[str, Cell]:
     named["scale-free exponent γ"] = Cell(law["exponent"], n=law["n"], artifact=graph.key)
     named["power law of the degrees"] = Cell(law["verdict"].split(":")[0], artifact=graph.key)
     return named
+
+
+def _phases(artifact: Artifact, graph: Artifact | None) -> dict[str, Cell]:
+    """Section 5.4's numbers under the names of `cmma.report.references.PHASES`."""
+    found, shares = artifact.summary, artifact.summary["shares_by_phase"]
+    key, n = artifact.key, artifact.summary["n_units"]
+
+    def over_units(value: float | None, sd: float | None = None, unit: str = "", digits: int = 2) -> Cell:
+        return Cell(value, error=sd, kind="" if sd is None else f"SD over {n} units", n=n, unit=unit, digits=digits,
+                    artifact=key)
+
+    sd = found["phase_sd"]
+    cells = {
+        "phase 1: unimodal features": over_units(
+            shares["1"]["unimodal"]["mean"], shares["1"]["unimodal"]["sd"], "%", 1),
+        "phase 1: cross-modal activity": over_units(found["phase_means"][0], None if sd is None else sd[0]),
+        "phase 2: exponential fit R²": over_units(found["rise"]["r2_exponential"]),
+        "phase 2: R² of a straight line": over_units(found["rise"]["r2_line"]),
+        "phase 2: peak cross-modal features": over_units(shares["2"]["cross_modal"]["peak"], unit="%", digits=1),
+        "phase 3: cross-modal features": over_units(
+            shares["3"]["cross_modal"]["mean"], shares["3"]["cross_modal"]["sd"], "%", 1),
+    }
+    if graph is not None and (flow := graph.summary["flow"]) and flow["textual_to_visual"]["value"]:
+        ratio = flow["visual_to_textual"]["value"] / flow["textual_to_visual"]["value"]
+        cells["phase 2: visual-to-text ratio"] = Cell(ratio, digits=2, n=flow["pairs"], artifact=graph.key)
+    if found["anova"]:
+        anova = found["anova"]
+        kind = f"F({anova['df_effect']}, {anova['df_error']}), Greenhouse–Geisser p = {anova['p_corrected']:.2g}"
+        cells["ANOVA F(2, 28)"] = Cell(anova["f"], kind=kind, n=n, digits=1, artifact=key)
+        cells["ANOVA η²"] = over_units(anova["eta_squared"])
+        cells["Kendall's W"] = over_units(found["concordance"]["w"])
+    return cells
 
 
 def _dictionary(artifact: Artifact) -> dict[str, Any]:

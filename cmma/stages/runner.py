@@ -18,7 +18,7 @@ from cmma.artifacts.store import Artifact
 from cmma.config import Config
 from cmma.console import say
 from cmma.errors import MissingParent
-from cmma.stages.keys import Keys
+from cmma.stages.keys import Keys, Other
 from cmma.stages.publish import publish
 from cmma.stages.table import REPORTED, STAGES
 from cmma.stages.variants import variants
@@ -125,11 +125,11 @@ def open_parents(
     """
     keys = Keys(config)
     found = {parent: Artifact(root, parent, keys.key(parent)) for parent in keys.ancestors(name)}
-    found |= {label: Artifact(root, "train-sae", own.key("train-sae")) for label, own in keys.later(name).items()}
+    others = keys.others(name)
+    found |= {label: Artifact(root, other.stage, other.keys.key(other.stage)) for label, other in others.items()}
     missing = [parent for parent, artifact in found.items() if not artifact.finished]
     if missing:
-        words = " ".join(shlex.quote(word) for word in overrides)
-        commands = " && ".join(f"cmma {_command(parent)} {words}".strip() for parent in missing)
+        commands = " && ".join(dict.fromkeys(_command(parent, others, overrides) for parent in missing))
         raise MissingParent(f"{name} needs {missing[-1]} {found[missing[-1]].key}, which is not there; run: {commands}")
     if name == "report":
         shown = {
@@ -141,9 +141,11 @@ def open_parents(
     return keys, found
 
 
-def _command(parent: str) -> str:
-    stage, _, layer = parent.partition(":")
-    return f"{stage} layer={layer}" if layer else stage
+def _command(parent: str, others: Mapping[str, Other], overrides: Sequence[str]) -> str:
+    """What makes a parent: the command of its own configuration, with what the user typed besides."""
+    command = others[parent].command if parent in others else f"cmma {parent}"
+    given = {word.split("=")[0].strip("'") for word in command.split()}
+    return " ".join([command, *(shlex.quote(word) for word in overrides if word.split("=")[0] not in given)])
 
 
 def resolve_device(config: Config) -> str:

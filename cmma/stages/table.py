@@ -18,6 +18,7 @@ class StageSpec:
         parents: stages whose artifacts it reads directly.
         version: schema version of its artifacts; raise it when their meaning changes.
         parallel: whether it can use several processes.
+        chained: whether `cmma run` includes it.
     """
 
     help: str
@@ -25,6 +26,7 @@ class StageSpec:
     parents: tuple[str, ...] = ()
     version: int = 1
     parallel: bool = False
+    chained: bool = True
 
 
 STAGES: dict[str, StageSpec] = {
@@ -51,6 +53,12 @@ STAGES: dict[str, StageSpec] = {
         "measure feature interactions and build the cross-modal graph", ("cmig",), ("interpret",), version=2,
         parallel=True,
     ),
+    "phases": StageSpec(
+        "classes and cross-modal activity of every layer, over seeds and models, and tests of phases",
+        ("phases",),
+        ("prepare-data",),
+        chained=False,
+    ),
     "evaluate-sae": StageSpec(
         "reconstruction, codes of image–text pairs, and the model with the dictionary spliced in, beside controls",
         ("sae_metric", "seed"),
@@ -67,5 +75,6 @@ STAGES: dict[str, StageSpec] = {
 
 # What the report shows when it exists; it waits for none of them.
 REPORTED = (
-    "cache-activations", "train-sae", "interpret", "trace", "intervene", "build-cmig", "evaluate-sae", "evaluate",
+    "cache-activations", "train-sae", "interpret", "trace", "intervene", "build-cmig", "phases", "evaluate-sae",
+    "evaluate",
 )
