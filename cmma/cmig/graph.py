@@ -16,8 +16,9 @@ from scipy.stats import spearmanr
 
 from cmma.cmig.config import CMIGConfig
 from cmma.cmig.effects import Effects
+from cmma.cmig.flow import modality_flow
 from cmma.cmig.inference import CLASSES, class_shares, edge_table
-from cmma.cmig.network import modality_flow, network_numbers
+from cmma.cmig.network import network_numbers
 from cmma.cmig.screening import estimated_recall
 from cmma.errors import DataError
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import networkx as nx
 import numpy as np
 
-from cmma.cmig.effects import Effects
 from cmma.cmig.powerlaw import PowerLaw, fit_power_law
-from cmma.statistics.bootstrap import Interval, bootstrap_mean
-from cmma.statistics.permutation import sign_flip_p
+from cmma.statistics.bootstrap import Interval
 
 _SWAPS_PER_EDGE = 10
+_AGAINST_RANDOM = ("clustering", "path_length", "modularity", "assortativity", "crossing")
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,12 @@ class NetworkNumbers:
         path_length: mean shortest path in the largest connected component.
         small_world: σ = (C / C_random) / (L / L_random) (Humphries and Gurney 2008), C_random and L_random the means
             over degree-matched graphs; its bounds are the 95% range over single random graphs. NaN where undefined.
+        communities: number of Louvain communities of more than one node. modularity: of that division (Newman 2006);
+            random graphs have their own best division.
+        assortativity: Newman's (2003) mixing coefficient of the nodes' classes: 1 where edges stay within a class, 0 by
+            chance, negative where they cross. crossing: share of edges between a visual and a textual node.
+        hubs: nodes of a degree above the mean by two standard deviations or more, the largest first, with their class
+            and betweenness. Degrees are what random graphs share, so there is nothing to test here.
         power_law: of the degrees.
     """
 
@@ -52,12 +58,17 @@ class NetworkNumbers:
     clustering: AgainstRandom
     path_length: AgainstRandom
     small_world: Interval
+    communities: int
+    modularity: AgainstRandom
+    assortativity: AgainstRandom
+    crossing: AgainstRandom
+    hubs: list[dict[str, Any]]
     power_law: PowerLaw
 
     def as_dict(self) -> dict:
         """Nested plain values for JSON; NaN becomes None."""
         plain = asdict(self) | {"small_world": self.small_world.as_dict(), "power_law": self.power_law.as_dict()}
-        for name in ("clustering", "path_length"):
+        for name in _AGAINST_RANDOM:
             plain[name] = {k: None if math.isnan(v) else v for k, v in plain[name].items()}
         return plain
 
@@ -65,24 +76,68 @@ class NetworkNumbers:
 def network_numbers(
     graph: nx.Graph, random_graphs: int = 50, power_law_draws: int = 200, seed: int = 0
 ) -> NetworkNumbers:
-    """Clustering, path length, small-world σ and power law of an undirected graph, with its isolated nodes."""
+    """Structure of an undirected graph with its isolated nodes; nodes may have a `class`, such as "visual"."""
     rng = np.random.default_rng(seed)
-    structure = (nx.average_clustering(graph) if len(graph) else math.nan, path_length(graph))
-    randoms_G2 = np.array(
-        [(nx.average_clustering(other), path_length(other)) for other in degree_matched(graph, random_graphs, rng)]
-    ).reshape(-1, 2)
-    clustering, length = (_against(value, randoms_G2[:, i]) for i, value in enumerate(structure))
+    classes = {node: str(name) for node, name in graph.nodes(data="class", default="")}
+    found = _structure(graph, classes, seed)
+    randoms = [_structure(other, classes, seed) for other in degree_matched(graph, random_graphs, rng)]
+    against = {
+        name: _against(found[name], np.array([other[name] for other in randoms])) for name in _AGAINST_RANDOM
+    }
+    randoms_G2 = np.array([(other["clustering"], other["path_length"]) for other in randoms]).reshape(-1, 2)
     return NetworkNumbers(
         nodes=len(graph),
         edges=graph.number_of_edges(),
         density=nx.density(graph),
         isolated=nx.number_of_isolates(graph),
         largest_component=max(map(len, nx.connected_components(graph)), default=0),
-        clustering=clustering,
-        path_length=length,
-        small_world=_small_world(structure, randoms_G2),
+        small_world=_small_world((found["clustering"], found["path_length"]), randoms_G2),
+        communities=int(found["communities"]),
+        hubs=hubs(graph, classes),
         power_law=fit_power_law([degree for _, degree in graph.degree()], power_law_draws, seed),
+        **against,
     )
+
+
+def _structure(graph: nx.Graph, classes: Mapping[Any, str], seed: int) -> dict[str, float]:
+    """Every number that is compared with random graphs, and the number of communities."""
+    ends = [(classes[a], classes[b]) for a, b in graph.edges()]
+    division = nx.community.louvain_communities(graph, weight=None, seed=seed) if ends else []
+    return {
+        "clustering": nx.average_clustering(graph) if len(graph) else math.nan,
+        "path_length": path_length(graph),
+        "modularity": nx.community.modularity(graph, division, weight=None) if ends else math.nan,
+        "assortativity": assortativity(ends),
+        "crossing": sum({a, b} == {"visual", "textual"} for a, b in ends) / len(ends) if ends else math.nan,
+        "communities": float(sum(len(part) > 1 for part in division)),
+    }
+
+
+def assortativity(ends: Sequence[tuple[str, str]]) -> float:
+    """(Σ e_ii − Σ a_i²) / (1 − Σ a_i²), e the shares of edge ends by class and a their sums; NaN for one class."""
+    names = sorted({name for pair in ends for name in pair})
+    if len(names) < 2:
+        return math.nan
+    mixing = np.zeros((len(names), len(names)))
+    for a, b in ends:
+        mixing[names.index(a), names.index(b)] += 1
+    mixing = (mixing + mixing.T) / (2 * len(ends))
+    chance = float((mixing.sum(axis=0) ** 2).sum())
+    return (float(np.trace(mixing)) - chance) / (1 - chance)
+
+
+def hubs(graph: nx.Graph, classes: Mapping[Any, str]) -> list[dict[str, Any]]:
+    """Nodes far above the mean degree: `feature, class, degree, betweenness`, the largest first."""
+    degree = dict(graph.degree())
+    if len(set(degree.values())) < 2:
+        return []
+    bound = np.mean(list(degree.values())) + 2 * np.std(list(degree.values()))
+    between = nx.betweenness_centrality(graph)
+    found = sorted((node for node in degree if degree[node] >= bound), key=lambda node: (-degree[node], node))
+    return [
+        {"feature": node, "class": classes[node], "degree": degree[node], "betweenness": float(between[node])}
+        for node in found
+    ]
 
 
 def path_length(graph: nx.Graph) -> float:
@@ -141,66 +196,3 @@ def _small_world(structure: tuple[float, float], randoms_G2: np.ndarray) -> Inte
     each = (clustering / randoms_G2[:, 0]) / (length / randoms_G2[:, 1])
     low, high = np.quantile(each, [0.025, 0.975])
     return Interval(value, float(low), float(high), n, "95% range over degree-matched random graphs")
-
-
-@dataclass(frozen=True)
-class Flow:
-    """Visual→textual against textual→visual, averaged over all (visual, textual) pairs, in readout spreads.
-
-    Attributes:
-        visual_to_textual, textual_to_visual: mean Eq. 7 strength, intervals over samples.
-        difference: the first minus the second, with p from swapping the two directions within samples.
-        beyond_difference, beyond_p: the same after each target's own main effect is taken away, since Eq. 7 alone
-            is larger towards whichever class has the larger main effects.
-        pairs: number of measured (visual, textual) pairs; they count for as many as they stand for.
-    """
-
-    visual_to_textual: Interval
-    textual_to_visual: Interval
-    difference: Interval
-    p: float
-    beyond_difference: Interval
-    beyond_p: float
-    pairs: int
-
-    def as_dict(self) -> dict:
-        """Nested plain values for JSON."""
-        return {
-            name: value.as_dict() if isinstance(value, Interval) else value
-            for name, value in ((field, getattr(self, field)) for field in self.__dataclass_fields__)
-        }
-
-
-def modality_flow(
-    effects: Effects, classes: Sequence[str], permutations: int = 1000, resamples: int = 10_000, seed: int = 0
-) -> Flow | None:
-    """Direction of influence between modalities; None if no visual–textual pair was measured.
-
-    Args:
-        classes: specialisation class of each feature of `effects.features_K`, among them "visual" and "textual".
-    """
-    kind_K = np.asarray(classes)
-    edges_E2, conditional_EN = effects.directed()
-    source_E, target_E = kind_K[edges_E2.T]
-    towards_text = (source_E == "visual") & (target_E == "textual")
-    towards_image = (source_E == "textual") & (target_E == "visual")
-    if not towards_text.any():
-        return None
-    strength_EN = np.abs(conditional_EN) / effects.spread
-    beyond_EN = strength_EN - np.abs(effects.main_KN[edges_E2[:, 1]]) / effects.spread
-    weight_E = np.tile(effects.weight_P, 2)
-
-    def mean_N(values_EN: np.ndarray, of_E: np.ndarray) -> np.ndarray:
-        return np.average(values_EN[of_E], axis=0, weights=weight_E[of_E])
-
-    to_text_N, to_image_N = mean_N(strength_EN, towards_text), mean_N(strength_EN, towards_image)
-    beyond_N = mean_N(beyond_EN, towards_text) - mean_N(beyond_EN, towards_image)
-    return Flow(
-        visual_to_textual=bootstrap_mean(to_text_N, resamples, seed),
-        textual_to_visual=bootstrap_mean(to_image_N, resamples, seed),
-        difference=bootstrap_mean(to_text_N - to_image_N, resamples, seed),
-        p=float(sign_flip_p(to_text_N - to_image_N, permutations, seed)),
-        beyond_difference=bootstrap_mean(beyond_N, resamples, seed),
-        beyond_p=float(sign_flip_p(beyond_N, permutations, seed)),
-        pairs=int(towards_text.sum()),
-    )

@@ -164,7 +164,8 @@ def unit_table(units: Sequence[Unit]) -> pd.DataFrame:
         pd.DataFrame({
             "model": unit.model, "seed": unit.seed, "layer": np.arange(len(unit.activity_L)),
             "depth": relative_depth(len(unit.activity_L)), "phase": phase_of(len(unit.activity_L)) + 1,
-            "activity": unit.activity_L, "activity_low": 2 * unit.activity_L - np.quantile(unit.activity_RL, 0.975, axis=0),
+            "activity": unit.activity_L,
+            "activity_low": 2 * unit.activity_L - np.quantile(unit.activity_RL, 0.975, axis=0),
             "activity_high": 2 * unit.activity_L - np.quantile(unit.activity_RL, 0.025, axis=0),
         })
         for unit in units

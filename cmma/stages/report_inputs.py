@@ -149,6 +149,11 @@ def _network(graph: Artifact) -> dict[str, Cell]:
         None if significant is None else 100 * significant, unit="%", digits=1, artifact=graph.key)
     named["average clustering"] = Cell(network["clustering"]["value"], n=network["nodes"], artifact=graph.key)
     named["small-world σ"] = cell(network["small_world"])
+    for name, label in (("modularity", "modularity"), ("assortativity", "assortativity of classes"),
+                        ("crossing", "visual–textual share of edges")):
+        against = network[name]
+        chance = "" if against["p"] is None else f"degree-matched {against['random_mean']:.2f}, p = {against['p']:.2g}"
+        named[label] = Cell(against["value"], n=network["edges"], kind=chance, artifact=graph.key)
     law = network["power_law"]
     named["scale-free exponent γ"] = Cell(law["exponent"], n=law["n"], artifact=graph.key)
     named["power law of the degrees"] = Cell(law["verdict"].split(":")[0], artifact=graph.key)

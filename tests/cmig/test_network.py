@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from cmma.cmig.effects import Effects
-from cmma.cmig.network import degree_matched, modality_flow, network_numbers, path_length
+from cmma.cmig.flow import modality_flow
+from cmma.cmig.network import assortativity, degree_matched, hubs, network_numbers, path_length
 from cmma.cmig.powerlaw import fit_power_law, power_law_draws
 
 
@@ -59,6 +60,34 @@ def test_graphs_without_structure_have_undefined_numbers(graph):
 def test_path_length_is_that_of_the_largest_component():
     graph = nx.disjoint_union(nx.path_graph(5), nx.complete_graph(3))
     assert path_length(graph) == nx.average_shortest_path_length(nx.path_graph(5))
+
+
+def test_mixing_is_newmans_and_networkxs():
+    graph = nx.karate_club_graph()
+    clubs = nx.get_node_attributes(graph, "club")
+    ends = [(clubs[a], clubs[b]) for a, b in graph.edges()]
+    assert assortativity(ends) == pytest.approx(nx.attribute_assortativity_coefficient(graph, "club"))
+    assert assortativity([("visual", "textual")] * 5) == -1
+    assert math.isnan(assortativity([("visual", "visual")]))
+
+
+def test_two_cliques_of_two_classes_are_two_assortative_communities():
+    graph = nx.barbell_graph(8, 0)
+    nx.set_node_attributes(graph, {node: "visual" if node < 8 else "textual" for node in graph}, "class")
+    numbers = network_numbers(graph, random_graphs=30, power_law_draws=5)
+    assert numbers.communities == 2
+    assert numbers.modularity.value == pytest.approx(2 * (28 / 57 - 0.25))
+    assert numbers.modularity.value > numbers.modularity.random_mean
+    assert numbers.assortativity.value > 0.9 > numbers.assortativity.random_mean
+    assert numbers.crossing.value == pytest.approx(1 / 57)
+    assert numbers.crossing.p == pytest.approx(2 / 31)
+
+
+def test_the_centre_of_a_star_is_its_hub():
+    graph = nx.star_graph(12)
+    (hub,) = hubs(graph, dict.fromkeys(graph, "mixed"))
+    assert hub == {"feature": 0, "class": "mixed", "degree": 12, "betweenness": 1.0}
+    assert hubs(nx.cycle_graph(6), dict.fromkeys(range(6), "")) == []
 
 
 # --- power law --------------------------------------------------------------------------------------------------------
