@@ -1,20 +1,16 @@
-"""The cross-modal interaction graph as inline SVG, laid out in Python so that it is the same every time."""
+"""The cross-modal interaction graph as data for the page, laid out here so that it is the same every time."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
-from html import escape
+from typing import Any
 
 import networkx as nx
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
-
-from cmma.report.figures import CLASS_LABELS
 
 WIDTH, HEIGHT = 960.0, 620.0
-MAX_EDGES = 1500  # drawn; the strongest. The table of all edges is in the artifact.
+MAX_EDGES = 5000  # drawn; the strongest. The table of all edges is in the artifact.
 _COLUMN = {"visual": -0.8, "textual": 0.8, "cross_modal": 0.0, "mixed": 0.0}
 
 
@@ -51,45 +47,33 @@ def layout(edges: pd.DataFrame, classes: Mapping[int, str]) -> dict[int, tuple[f
     return {node: (float(x), float(y)) for node, (x, y) in zip(nodes, scaled, strict=True)}
 
 
-def draw(
+def graph_data(
     edges: pd.DataFrame, classes: Mapping[int, str], labels: Mapping[int, str], links: Mapping[int, str]
-) -> Markup:
-    """The graph of one layer. Nodes and edges carry class, strength and q as data attributes for the page's filters.
+) -> dict[str, Any]:
+    """What the page draws: nodes with place and size, edges with strength and q; the strongest MAX_EDGES.
 
     Args:
-        edges: `source, target, strength, excess, p, q`; the strongest MAX_EDGES are drawn.
+        edges: `source, target, strength, excess, p, q`.
         classes, labels: of the features. links: feature → its page, where it has one.
     """
     shown = strongest(edges)
     places = layout(shown, classes)
-    peak = float(shown["strength"].max()) if len(shown) else 1.0
-    degree = dict.fromkeys(places, 0.0)
-    lines = []
-    for edge in reversed(list(shown.itertuples())):  # strong ones on top
-        (x1, y1), (x2, y2) = places[edge.source], places[edge.target]
-        share = float(edge.strength) / (peak or 1.0)
-        degree[edge.source] += share
-        degree[edge.target] += share
-        title = f"{edge.source} → {edge.target}: I = {edge.strength:.3g}, excess {edge.excess:.3g}, q = {edge.q:.3g}"
-        bend_x, bend_y = (x1 + x2) / 2 + (y2 - y1) * 0.08, (y1 + y2) / 2 - (x2 - x1) * 0.08
-        lines.append(
-            f'<path d="M{x1:.1f} {y1:.1f}Q{bend_x:.1f} {bend_y:.1f} {x2:.1f} {y2:.1f}" class="edge" '
-            f'data-source="{edge.source}" data-target="{edge.target}" data-strength="{edge.strength:.6g}" '
-            f'data-q="{edge.q:.6g}" '
-            f'style="stroke-width:{0.6 + 2.4 * share:.2f};stroke-opacity:{0.12 + 0.6 * share:.2f}">'
-            f"<title>{escape(title)}</title></path>")
-    top = max(degree.values(), default=1.0) or 1.0
-    named = {node for node, _ in sorted(degree.items(), key=lambda item: (-item[1], item[0]))[:24]}
-    dots = []
-    for node, (x, y) in places.items():
-        kind, label = classes.get(node, "mixed"), labels.get(node, "")
-        title = f"{node} · {CLASS_LABELS.get(kind, kind)}" + (f" · {label}" if label else "")
-        radius = 4 + 7 * (degree[node] / top) ** 0.5
-        short = textwrap.shorten(label, 24, placeholder=" …") if label else str(node)
-        caption = f'<text x="{x:.1f}" y="{y - radius - 4:.1f}" text-anchor="middle">{escape(short)}</text>'
-        dot = (f'<g class="node" data-id="{node}" data-class="{escape(kind)}"><title>{escape(title)}</title>'
-               f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" style="fill:var(--{escape(kind)})"/>'
-               f'{caption if node in named else ""}</g>')
-        dots.append(f'<a href="{escape(links[node])}">{dot}</a>' if node in links else dot)
-    return Markup(f'<svg class="graph" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" '
-                  f'aria-label="cross-modal interaction graph">{"".join(lines)}{"".join(dots)}</svg>')
+    summed = dict.fromkeys(places, 0.0)
+    for edge in shown.itertuples():
+        summed[edge.source] += float(edge.strength)
+        summed[edge.target] += float(edge.strength)
+    top = max(summed.values(), default=1.0) or 1.0
+    return {
+        "peak": float(shown["strength"].max()) if len(shown) else 1.0,
+        "nodes": [
+            {"id": int(node), "class": classes.get(node, "mixed"), "label": labels.get(node, ""),
+             "link": links.get(node, ""), "x": round(x, 1), "y": round(y, 1),
+             "size": round((summed[node] / top) ** 0.5, 3)}
+            for node, (x, y) in places.items()
+        ],
+        "edges": [
+            {"source": int(edge.source), "target": int(edge.target), "strength": float(f"{edge.strength:.6g}"),
+             "excess": float(f"{edge.excess:.6g}"), "q": float(f"{edge.q:.6g}")}
+            for edge in shown.itertuples()
+        ],
+    }

@@ -93,7 +93,7 @@ def _environment(inputs: ReportInputs) -> Environment:
     pages.globals |= {
         "csp": CSP, "title": inputs.title, "model": inputs.model, "commands": inputs.commands,
         "class_labels": figures.CLASS_LABELS,
-        "asset": {path.name: Markup(path.read_text(encoding="utf-8")) for path in _TEMPLATES.glob("*.[cj]s*")},
+        "asset": {path.name: Markup(path.read_text(encoding="utf-8")) for path in _TEMPLATES.rglob("*.[cj]s*")},
     }
     return pages
 
@@ -179,7 +179,8 @@ def _graphs(inputs: ReportInputs, index: FeatureIndex) -> list[dict[str, Any]]:
                  if (int(layer), int(node)) in index.examples}
         strong = graph.strongest(edges, 25)
         graphs.append({
-            "layer": int(layer), "svg": graph.draw(edges, classes, labels, links), "n_nodes": len(ids),
+            "layer": int(layer), "data": _embedded(graph.graph_data(edges, classes, labels, links)),
+            "n_nodes": len(ids),
             "n_edges": len(edges), "n_drawn": min(len(edges), graph.MAX_EDGES),
             "max_strength": float(edges["strength"].max()),
             "strong": [{

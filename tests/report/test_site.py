@@ -57,8 +57,8 @@ def page(browser):
 
 @pytest.mark.browser
 def test_every_page_is_silent_offline_and_unbroken_by_hostile_text(site, page):
-    for name in ("index", "features", "graph", "causal", "provenance", "features/L06-000000", "features/L06-000001",
-                 "features/L06-000002"):
+    for name in ("index", "features", "graph", "causal", "phases", "provenance", "features/L06-000000",
+                 "features/L06-000001", "features/L06-000002"):
         page.goto((site / f"{name}.html").as_uri())
         assert page.locator("h1").count() == 1
         assert page.evaluate("window.broken") is None
@@ -122,24 +122,58 @@ def test_hostile_captions_are_shown_as_text(site, page, inputs):
 @pytest.mark.browser
 def test_graph_filters_by_strength_q_and_class(site, page, inputs):
     page.goto((site / "graph.html").as_uri())
-    visible = page.locator(".edge:not(.hidden)")
-    assert visible.count() == len(inputs.edges)
+
+    def visible() -> int:
+        shown = page.evaluate("document.querySelector('.graph-section').graph.edges(':visible').length")
+        assert page.inner_text(".count").startswith(f"{shown} of")
+        return shown
+
+    assert visible() == len(inputs.edges)
     page.locator("input[name=q]").fill("0.05")
-    assert visible.count() == int((inputs.edges["q"] <= 0.05).sum())
+    assert visible() == int((inputs.edges["q"] <= 0.05).sum())
     page.locator("input[name=q]").fill("1")
     page.locator("input[name=strength]").fill("0.2")
-    assert visible.count() == int((inputs.edges["strength"] >= 0.2).sum())
+    assert visible() == int((inputs.edges["strength"] >= 0.2).sum())
     page.locator("input[name=strength]").fill("0")
     page.uncheck("input[value=visual]")
     classes = inputs.features.set_index("feature")["class"]
     kept = (inputs.edges["source"].map(classes) != "visual") & (inputs.edges["target"].map(classes) != "visual")
-    assert visible.count() == int(kept.sum())
+    assert visible() == int(kept.sum())
+
+
+@pytest.mark.browser
+def test_a_click_on_a_feature_opens_its_page(site, page):
+    page.goto((site / "graph.html").as_uri())
+    place = page.evaluate("""() => {
+        const graph = document.querySelector('.graph-section').graph;
+        const node = graph.nodes("[link != '']")[0], box = graph.container().getBoundingClientRect();
+        const at = node.renderedPosition();
+        return {x: box.x + at.x, y: box.y + at.y, link: node.data('link')};
+    }""")
+    page.mouse.click(place["x"], place["y"])
+    page.wait_for_url(f"**/{place['link']}")
+
+
+@pytest.mark.browser
+def test_five_hundred_features_and_five_thousand_interactions(page, inputs, tmp_path):
+    rng = np.random.default_rng(0)
+    pairs = rng.permutation(np.stack(np.triu_indices(500, 1), axis=1))[:5000]
+    edges = pd.DataFrame({
+        "layer": 6, "source": pairs[:, 0], "target": pairs[:, 1], "strength": rng.random(5000), "excess": 0.1,
+        "p": 0.01, "q": rng.random(5000), "artifact": "c0ffee000004",
+    })  # fmt: skip
+    index = write_report(replace(inputs, edges=edges, features=None), tmp_path / "report")
+    page.goto((index.parent / "graph.html").as_uri())
+    counts = "(() => { const g = document.querySelector('.graph-section').graph; return [%s] })()"
+    assert page.evaluate(counts % "g.nodes().length, g.edges(':visible').length") == [500, 5000]
+    page.locator("input[name=q]").fill("0.1")
+    assert page.evaluate(counts % "g.edges(':visible').length") == [int((edges["q"] <= 0.1).sum())]
 
 
 @pytest.mark.browser
 def test_an_empty_report_opens_and_names_the_commands(page, tmp_path):
     index = write_report(ReportInputs(commands={"build-cmig": "cmma build-cmig model=toy_llava"}), tmp_path / "report")
-    for name in ("index", "features", "graph", "causal", "provenance"):
+    for name in ("index", "features", "graph", "causal", "phases", "provenance"):
         page.goto((index.parent / f"{name}.html").as_uri())
         assert page.trouble == []
     page.goto((index.parent / "graph.html").as_uri())
