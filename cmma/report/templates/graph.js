@@ -1,5 +1,5 @@
 "use strict";
-const KINDS = { visual: "ellipse", textual: "round-rectangle", cross_modal: "diamond", mixed: "hexagon" };
+const KINDS = { visual: "rectangle", textual: "ellipse", cross_modal: "diamond", mixed: "triangle" };
 const LABELLED = 24;
 
 for (const section of document.querySelectorAll(".graph-section")) {
