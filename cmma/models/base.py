@@ -74,6 +74,7 @@ class MultimodalModel(ABC):
         module: the network itself; always in evaluation mode, parameters frozen.
         kind: "generative" (answers in text), "dual_encoder" (scores image against text) or "diffusion" (makes images).
         streams: towers whose positions can be traced and patched, the usual one first.
+        answer_stream: generative: the one of them that writes the answer, read by `logit_lens`.
         image_site: the image's embeddings, as the rest of the network gets them: where noise corrupts the image (of a
             model that makes images: the prompt's embeddings, which are its input).
         unreached: tower → towers that nothing in it can change; their finished state can be kept while it is patched.
@@ -85,6 +86,7 @@ class MultimodalModel(ABC):
 
     kind: Literal["generative", "dual_encoder", "diffusion"]
     streams: tuple[str, ...]
+    answer_stream: str = ""
     image_site: str
     unreached: Mapping[str, tuple[str, ...]] = {}
     streams_apart: bool = True
@@ -224,6 +226,10 @@ class MultimodalModel(ABC):
     def unembedding(self) -> Tensor | None:
         """Float[V, D]: reads a record vector out as logits of tokens; None where records are not in that space."""
         return None
+
+    def logit_lens(self, states: Tensor) -> Tensor:
+        """Generative: logits of the next token if `answer_stream` ended in these states: [..., D] → [..., V]."""
+        raise CmmaError(f"{self.spec.name} is a {self._kind_name} model: its states are not read out as words")
 
     def similarity(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Dual encoder: cosine of every image with every text of the batch, Float[B images, B texts]."""

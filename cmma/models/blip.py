@@ -84,6 +84,7 @@ class BlipModel(MultimodalModel):
 
     kind = "generative"
     streams = ("text", "vision", "decoder")
+    answer_stream = "decoder"
     image_site = "vision.norm"
     unreached = {"text": ("vision",), "decoder": ("vision", "text")}  # noqa: RUF012
     streams_apart = False
@@ -206,6 +207,10 @@ class BlipModel(MultimodalModel):
     def answer_logits(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """See `MultimodalModel.answer_logits`: the decoder's columns."""
         return self(**batch).logits[:, :-1], batch["decoder_input_ids"][:, 1:], batch.answer_mask[:, 1:]
+
+    def logit_lens(self, states: Tensor) -> Tensor:
+        """The answer decoder's prediction head; its states are normalised already."""
+        return self.module.text_decoder.cls(states)
 
     def generate(self, batch: Batch, max_new_tokens: int, **options: Any) -> list[str]:
         """Greedy answer to each question, decoded and stripped.

@@ -71,6 +71,7 @@ class LlavaModel(MultimodalModel):
 
     kind = "generative"
     streams = ("language",)
+    answer_stream = "language"
     image_site = "projector.out"
 
     def __init__(self, spec: ModelSpec, module: nn.Module, processor: ProcessorMixin) -> None:
@@ -196,6 +197,10 @@ class LlavaModel(MultimodalModel):
     def unembedding(self) -> Tensor:
         """The language model's output embedding (the final norm left out)."""
         return self.module.get_output_embeddings().weight
+
+    def logit_lens(self, states: Tensor) -> Tensor:
+        """Final norm and output embedding (nostalgebraist 2020)."""
+        return self.module.get_output_embeddings()(self.site("language.norm").module(states))
 
     def answer_log_probs(self, batch: Batch) -> Tensor:
         """Log-probability of every teacher-forced answer token given all before it, Float[B, S]; 0 elsewhere."""
