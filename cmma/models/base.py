@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cmma.data.samples import Sample
 from cmma.errors import CmmaError
 from cmma.modality import Modality
-from cmma.models.sites import RecordSite, Site, UnknownSite
+from cmma.models.sites import Attention, RecordSite, Site, UnknownSite
 from cmma.models.spec import ModelSpec
 
 
@@ -80,6 +80,7 @@ class MultimodalModel(ABC):
         unreached: tower → towers that nothing in it can change; their finished state can be kept while it is patched.
         streams_apart: no record stream of a layer reads another one at or below that layer, so all of them can be given
             together. False where the text tower reads the finished image (cross-attention).
+        attentions: attention modules that can be masked pair by pair, by name.
         n_layers: depth of the record stream; layers are numbered from 0.
         tokenizer: of its texts: transformers' or open_clip's.
     """
@@ -92,8 +93,12 @@ class MultimodalModel(ABC):
     streams_apart: bool = True
     tokenizer: Any
 
-    def __init__(self, spec: ModelSpec, module: nn.Module, sites: Sequence[Site], n_layers: int) -> None:
+    def __init__(
+        self, spec: ModelSpec, module: nn.Module, sites: Sequence[Site], n_layers: int,
+        attentions: Sequence[Attention] = (),
+    ) -> None:  # fmt: skip
         self.spec, self.n_layers = spec, n_layers
+        self.attentions = {attention.name: attention for attention in attentions}
         self.module: Any = module.eval().requires_grad_(False)
         self._sites = {site.name: site for site in sites}
 

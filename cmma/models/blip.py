@@ -23,7 +23,7 @@ from cmma.modality import Modality
 from cmma.models.base import Batch, MultimodalModel, Records
 from cmma.models.blip_architectures import architecture, build_config, build_processor
 from cmma.models.pair_views import pair_sites, pair_views
-from cmma.models.sites import Port, RecordSite, SiteRow, expand, resolve
+from cmma.models.sites import AttentionRow, Port, RecordSite, SiteRow, expand, expand_attention, resolve
 from cmma.models.spec import ModelSpec
 from cmma.models.weights import drawing, from_transformers, torch_dtype
 
@@ -56,6 +56,13 @@ SITES = (
         for tower in ("text", "decoder")
         for name, path, port in _TEXT_SITES
     ),
+)
+_SELF, _CROSS = "encoder.layer.{l}.attention.self", "encoder.layer.{l}.crossattention.self"
+ATTENTION = (  # the vision tower's takes no mask
+    AttentionRow("text", "text", _SELF),
+    AttentionRow("text", "vision", _CROSS, mask="encoder_attention_mask"),
+    AttentionRow("decoder", "decoder", _SELF, causal=True),
+    AttentionRow("decoder", "text", _CROSS, mask="encoder_attention_mask"),
 )
 HUB_FILES = ("*.json", "*.safetensors", "vocab.txt")
 
@@ -96,7 +103,8 @@ class BlipModel(MultimodalModel):
         roots: dict[str, Any] = {root: resolve(module, paths, root) for root, paths in ROOTS.items()}
         self.depths = {"vision": len(roots["vision"].encoder.layers)}
         self.depths |= {tower: len(roots[tower].encoder.layer) for tower in ("text", "decoder")}
-        super().__init__(spec, module, expand(SITES, roots, self.depths), self.depths["text"])
+        attentions = expand_attention(ATTENTION, roots, self.depths)
+        super().__init__(spec, module, expand(SITES, roots, self.depths), self.depths["text"], attentions)
         for layer in roots["decoder"].encoder.layer:
             layer.crossattention.self.register_forward_pre_hook(_keep_mask, with_kwargs=True)
 
