@@ -40,9 +40,7 @@ SITES = tuple(
     for name, path, port in _TOWER_SITES
 )
 ATTENTION = tuple(
-    AttentionRow(
-        tower, tower, "transformer.resblocks.{l}.attn", mask="attn_mask", projection="out_proj", per_head=True
-    )
+    AttentionRow(tower, tower, "transformer.resblocks.{l}.attn", "attn_mask", projection="out_proj", per_head=True)
     for tower in ROOTS
 )
 HUB_FILES = ("open_clip_config.json", "open_clip*.safetensors", "*.json", "vocab.txt", "merges.txt")
@@ -90,7 +88,9 @@ class ClipModel(MultimodalModel):
     def __init__(self, spec: ModelSpec, module: nn.Module, tokenizer: Any) -> None:
         roots: dict[str, Any] = {root: resolve(module, paths, root) for root, paths in ROOTS.items()}
         self.depths = {root: len(tower.transformer.resblocks) for root, tower in roots.items()}
-        attentions = expand_attention(ATTENTION, roots, self.depths)
+        causal = {"vision": False, "text": roots["text"].attn_mask is not None}
+        rows = [row._replace(causal=causal[row.queries]) for row in ATTENTION]
+        attentions = expand_attention(rows, roots, self.depths)
         super().__init__(spec, module, expand(SITES, roots, self.depths), max(self.depths.values()), attentions)
         self.tokenizer = tokenizer
         self.transform = image_transform_v2(PreprocessCfg(**self.module.visual.preprocess_cfg), is_train=False)

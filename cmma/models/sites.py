@@ -66,7 +66,7 @@ class AttentionRow(NamedTuple):
         path: dotted path of the module below the root of `queries`.
         mask: keyword argument that takes the mask.
         projection: path below the module of the output projection, where the module applies it itself; else "".
-        causal: without a mask, a position sees none after it.
+        causal: a position sees none after it, also where no mask is given.
         per_head: masks are [B · heads, Q, K], as torch's own module wants them.
     """
 

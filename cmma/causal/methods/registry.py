@@ -14,6 +14,7 @@ _MODULES = {
     "noise": "patch_grid",
     "semantic_pair": "patch_grid",
     "token_replacement": "patch_grid",
+    "knockout": "knockout",
 }
 
 
