@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,17 +44,26 @@ def first_tokens(model: MultimodalModel, words: Sequence[str]) -> Tensor:
     return torch.tensor(ids, device=model.device)
 
 
+class Lens(NamedTuple):
+    """What the lens says of some tokens at every layer and position of `model.answer_stream`.
+
+    Attributes:
+        probability_BLSW: float32.
+        rank_BLSW: int64, how many tokens of the vocabulary are likelier; 0 = it would be said.
+    """
+
+    probability_BLSW: Tensor
+    rank_BLSW: Tensor
+
+
 @torch.no_grad()
-def lens_probabilities(
+def read_lens(
     model: MultimodalModel, batch: Batch, tokens: Tensor, layers: Sequence[int] | None = None
-) -> Tensor:
-    """Probability of some tokens of the vocabulary at every layer and position.
+) -> Lens:
+    """Probability and rank of some tokens of the vocabulary.
 
     Args:
         tokens: [W], the same for every row, or [B, W].
-
-    Returns:
-        Float32 [B, L, S, W]; S are the positions of `model.answer_stream`.
     """
     sites = lens_sites(model, layers)
     with Trace(model, sites, stop=True) as acts:
@@ -61,14 +71,36 @@ def lens_probabilities(
     rows, length = acts[sites[0]].shape[:2]
     tokens_BW = tokens.expand(rows, -1) if tokens.ndim == 1 else tokens
     token_NW = tokens_BW.repeat_interleave(length, dim=0)
-    layers_LNW = [_read(model, acts[site].flatten(0, 1), token_NW) for site in sites]
-    return torch.stack(layers_LNW).unflatten(1, (rows, length)).transpose(0, 1)
+    reads = zip(*(_read(model, acts[site].flatten(0, 1), token_NW) for site in sites), strict=True)
+    return Lens(*(torch.stack(read_L).unflatten(1, (rows, length)).transpose(0, 1) for read_L in reads))
 
 
-def _read(model: MultimodalModel, states_ND: Tensor, token_NW: Tensor) -> Tensor:
-    """Probabilities [N, W]; the whole vocabulary is held for a few states at a time."""
-    parts = zip(states_ND.split(_TOKENS_AT_ONCE), token_NW.split(_TOKENS_AT_ONCE), strict=True)
-    return torch.cat([model.logit_lens(some).float().softmax(dim=-1).gather(1, token) for some, token in parts])
+def _read(model: MultimodalModel, states_ND: Tensor, token_NW: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities and ranks [N, W]; the whole vocabulary is held for a few states at a time."""
+    found = []
+    for some_ND, token in zip(states_ND.split(_TOKENS_AT_ONCE), token_NW.split(_TOKENS_AT_ONCE), strict=True):
+        logits_NV = model.logit_lens(some_ND).float()
+        own_NW = logits_NV.gather(1, token)
+        ranks = [(logits_NV > own_N1).sum(dim=1) for own_N1 in own_NW.split(1, dim=1)]
+        found.append((logits_NV.softmax(dim=-1).gather(1, token), torch.stack(ranks, dim=1)))
+    probabilities, ranks_NW = zip(*found, strict=True)
+    return torch.cat(probabilities), torch.cat(ranks_NW)
+
+
+def image_probabilities(
+    model: MultimodalModel, batch: Batch, words: Sequence[str], layers: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Lens probability of the words' first tokens [B, L, S, W], 0 off the image, and bool [B, S]: the image tokens.
+
+    Raises:
+        ConfigError: the stream that writes the answer holds no image tokens.
+        DataError: two words begin with the same token.
+    """
+    visual_BS = model.token_modality(batch) == Modality.VISUAL
+    if model.answer_stream != model.streams[0] or not visual_BS.any():
+        raise ConfigError(f"internal confidence is read at image tokens, which {model.spec.name} does not write with")
+    probability_BLSW = read_lens(model, batch, first_tokens(model, words), layers).probability_BLSW
+    return probability_BLSW.masked_fill(~visual_BS[:, None, :, None], 0), visual_BS
 
 
 def internal_confidence(
@@ -86,8 +118,4 @@ def internal_confidence(
         ConfigError: the stream that writes the answer holds no image tokens.
         DataError: two words begin with the same token.
     """
-    visual_BS = model.token_modality(batch) == Modality.VISUAL
-    if model.answer_stream != model.streams[0] or not visual_BS.any():
-        raise ConfigError(f"internal confidence is read at image tokens, which {model.spec.name} does not write with")
-    probability_BLSW = lens_probabilities(model, batch, first_tokens(model, words), layers)
-    return probability_BLSW.masked_fill(~visual_BS[:, None, :, None], 0).amax(dim=(1, 2)).cpu()
+    return image_probabilities(model, batch, words, layers)[0].amax(dim=(1, 2)).cpu()

@@ -149,7 +149,7 @@ def test_the_question_reads_the_image_before_the_answer_reads_the_question():
     samples = list(generate_samples("balanced", 100, 148))
     flows = KnockoutConfig(flows=["image->question", "question->last"])
     config = TraceConfig(method="knockout", max_samples=48, layers=[0, 2, 4, 6, 8], knockout=flows)
-    order = run_method(model, samples, config).summary["order"]
-    assert order["later_by"] > 1
-    assert order["low"] > 0
-    assert order["p"] < 0.01
+    found = run_method(model, samples, config).summary
+    assert found["order_later_by"] > 1
+    assert found["order_low"] > 0
+    assert found["order_p"] < 0.01

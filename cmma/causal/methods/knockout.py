@@ -58,7 +58,7 @@ def run(
     }  # fmt: skip
     if len(headline):
         row = headline.iloc[0]
-        summary["order"] = {name: float(row[name]) for name in ("later_by", "low", "high", "p")}
+        summary |= {f"order_{name}": float(row[name]) for name in ("later_by", "low", "high", "p")}
     return Findings(
         summary=summary,
         tables={"knockout": curves, "centres": centres, "order": order, "scores": scores(result)},

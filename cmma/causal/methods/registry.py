@@ -15,6 +15,8 @@ _MODULES = {
     "semantic_pair": "patch_grid",
     "token_replacement": "patch_grid",
     "knockout": "knockout",
+    "sae_attribution": "sae_attribution",
+    "logit_lens": "logit_lens",
 }
 
 
