@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cmma.causal.method_configs import KnockoutConfig, LogitLensConfig, SAEAttributionConfig
 from cmma.checks import one_of, positive
 from cmma.errors import ConfigError
 
 REPLACEMENTS = ("pair", "relation", "referent", "count", "negation", "logic")
-TRACE_METHODS = ("noise", "semantic_pair", "token_replacement")
-WITH_DICTIONARY: tuple[str, ...] = ()
+TRACE_METHODS = ("noise", "semantic_pair", "token_replacement", "knockout", "sae_attribution", "logit_lens")
+WITH_DICTIONARY: tuple[str, ...] = ("sae_attribution",)
 """Methods that look at the features of a dictionary; the others need none."""
-ANSWER_READOUTS = ("logit_difference", "log_probability", "probability")
+ANSWER_READOUTS = ("logit_difference", "log_probability", "probability", "first_token_probability")
 READOUTS = ("auto", *ANSWER_READOUTS, "cosine", "denoising")
 SOURCES = ("mean", "aligned")
 INTERVENTIONS = ("ablate", "amplify", "substitute", "combine", "clamp")
@@ -46,7 +47,8 @@ class TraceConfig:
     """One causal trace: how the input is corrupted, what is restored, what is measured.
 
     Attributes:
-        method: how the corrupt run is made: `noise`, `semantic_pair` or `token_replacement`.
+        method: what is done (`conf/trace/`): a clean activation restored after `noise`, a `semantic_pair` or a
+            `token_replacement`, or another method, which says below what it reads of these options.
         split: split of the data set that is run; pairs need a split of pairs.
         replacement: what `token_replacement` swaps in the question: `pair` takes the question of an image pair, the
             others one of the shapes world's counterfactual sets (docs/testbed.md).
@@ -65,6 +67,11 @@ class TraceConfig:
         correct_only: keep the cases that the model answers right before corruption.
         rows_per_forward: cells that share one forward pass; changes the speed, not the result.
         noise: the corruption of method `noise`.
+        knockout: of method `knockout`, which also reads split, layers (centres of its windows), readout (`auto` =
+            first_token_probability), max_samples, correct_only and rows_per_forward.
+        sae_attribution: of method `sae_attribution`, which also reads split, readout (`auto` = logit_difference from
+            the wrong answer that the clean model likes best), max_samples and correct_only.
+        logit_lens: of method `logit_lens`, which also reads split, layers, max_samples and correct_only.
         seed: of the noise and of the resampling.
     """
 
@@ -82,6 +89,9 @@ class TraceConfig:
     correct_only: bool = True
     rows_per_forward: int = 64
     noise: NoiseConfig = field(default_factory=NoiseConfig)
+    knockout: KnockoutConfig = field(default_factory=KnockoutConfig)
+    sae_attribution: SAEAttributionConfig = field(default_factory=SAEAttributionConfig)
+    logit_lens: LogitLensConfig = field(default_factory=LogitLensConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:

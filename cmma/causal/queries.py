@@ -31,6 +31,11 @@ class Query:
         return self.sample.key
 
     @property
+    def kind(self) -> str:
+        """Kind of the question; "caption" where the text is none of the sample's questions."""
+        return next((each.kind for each in self.sample.questions if each.question == self.text), "caption")
+
+    @property
     def identities(self) -> set[str]:
         """Names under which the image may come back elsewhere: its key, and its pair."""
         pair = self.sample.meta.get("pair")

@@ -46,8 +46,9 @@ class Readout(ABC):
 class AnswerReadout(Readout):
     """How much a generative model prefers the right answer, which the batch holds teacher-forced.
 
-    `log_probability` is Σ log p over the answer's tokens and `probability` its exponential; `logit_difference` is the
-    logit of the answer's first token minus that of the other answer's first token.
+    `log_probability` is Σ log p over the answer's tokens and `probability` its exponential; `first_token_probability`
+    is that of the answer's first token alone; `logit_difference` is the logit of the answer's first token minus that of
+    the other answer's first token.
     """
 
     def __init__(self, model: MultimodalModel, name: str) -> None:
@@ -56,11 +57,13 @@ class AnswerReadout(Readout):
 
     def __call__(self, batch: Batch, queries: Sequence[Query]) -> Tensor:
         logits_BCV, ids_BC, answer_BC = self.answer_logits(batch, queries)
+        rows, first_B = torch.arange(len(queries), device=logits_BCV.device), answer_BC.int().argmax(dim=1)
         if self.name == "logit_difference":
-            rows = torch.arange(len(queries), device=logits_BCV.device)
-            logits_BV = logits_BCV[rows, answer_BC.int().argmax(dim=1)]
+            logits_BV = logits_BCV[rows, first_B]
             answer_B, other_B = (ids.to(rows.device) for ids in self._first_tokens(queries))
             return logits_BV[rows, answer_B] - logits_BV[rows, other_B]
+        if self.name == "first_token_probability":
+            return logits_BCV[rows, first_B].float().softmax(dim=-1)[rows, ids_BC[rows, first_B]]
         log_p_BC = logits_BCV.float().log_softmax(dim=-1).gather(-1, ids_BC[..., None])[..., 0]
         log_p_B = torch.where(answer_BC, log_p_BC, 0).sum(dim=1)
         return log_p_B if self.name == "log_probability" else log_p_B.exp()

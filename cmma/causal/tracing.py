@@ -146,6 +146,16 @@ def correct_queries(model: MultimodalModel, queries: Sequence[Query], readout: R
     return found
 
 
+def answered_right(
+    model: MultimodalModel, queries: Sequence[Query], readout: Readout, correct_only: bool = True
+) -> list[Query]:
+    """The queries that the model answers right; all of them, with a warning, where it answers none."""
+    right = [q for q, answer in zip(queries, correct_queries(model, queries, readout), strict=True) if answer]
+    if correct_only and queries and not right:
+        warn(f"{model.spec.name} answers none of {len(queries)} cases right; all of them are used")
+    return right if correct_only and right else list(queries)
+
+
 def _noise_cases(model: MultimodalModel, contrasts: Sequence[Contrast], config: TraceConfig) -> list[tuple[Run, Run]]:
     clean = [single_run(model, contrast.clean) for contrast in contrasts]
     std = embedding_std(model, clean, noise_site(model, config.noise))

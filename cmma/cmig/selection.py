@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -17,16 +15,11 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
+from cmma.causal.attribution import query_effects
 from cmma.causal.queries import Query
-from cmma.causal.readout import batches
 from cmma.causal.rivals import prepare_readout
-from cmma.cmig.streams import Stream, read_streams
-from cmma.console import track
 from cmma.errors import DataError
-from cmma.hooks.edit import Edit, TokenEdit
-from cmma.hooks.resume import can_resume, inputs_above, resumed
-from cmma.hooks.trace import Trace
-from cmma.models.base import Batch, MultimodalModel
+from cmma.models.base import MultimodalModel
 from cmma.sae.architectures.base import SparseAutoencoder
 
 
@@ -52,62 +45,21 @@ def feature_scores(
     tokens: str = "all",
     samples_at_once: int = 16,
 ) -> pd.DataFrame:
-    """Density and attribution of every latent on the selection samples.
-
-    Attribution is the linearised effect of ablating the feature, −Σ_tokens a_i f_i · ∂E/∂h, in one backward pass
-    (sparse feature circuits); documented to miss features behind saturated attention.
+    """Density and attribution (`cmma.causal.attribution.query_effects`) of every latent on the selection samples.
 
     Returns:
         Columns `feature, density` (share of samples with any activity) and `attribution` (mean |effect|).
     """
-    density_K = np.zeros(sae.n_latents)
-    attribution_K = np.zeros(sae.n_latents)
     score, queries = prepare_readout(model, queries, readout)
-    sites = [place.site for place in model.record_sites(layer)]
-    chunks = batches(model, queries, samples_at_once)
-    for batch, some in track(chunks, "Ranking features", total=-(-len(queries) // samples_at_once)):
-        with torch.no_grad(), Trace(model, sites, stop=True) as acts:
-            model(**batch)
-        streams = read_streams(model, sae, layer, acts, batch, range(sae.n_latents), tokens)
-        gradients = _gradients(model, layer, batch, streams, partial(score, queries=some))
-        effect_BK = torch.zeros(len(some), sae.n_latents, device=model.device)
-        active_BK = torch.zeros_like(effect_BK, dtype=torch.bool)
-        for stream, gradient_BSD in zip(streams, gradients, strict=True):
-            active_BK |= stream.active_BK
-            for modality, direction_KD in enumerate(stream.directions_MKD):
-                here_BSD = gradient_BSD.float() * (stream.modality_BS == modality)[..., None]
-                effect_BK -= torch.einsum("bsk,bsk->bk", stream.latents_BSK, here_BSD @ direction_KD.T)
-        density_K += active_BK.sum(dim=0).cpu().numpy()
-        attribution_K += effect_BK.abs().sum(dim=0).double().cpu().numpy()
+    density_K, attribution_K = (torch.zeros(sae.n_latents, dtype=torch.float64) for _ in range(2))
+    for found in query_effects(model, sae, layer, queries, score, tokens=tokens, batch_size=samples_at_once):
+        density_K += (found.tokens_BK > 0).sum(dim=0).double().cpu()
+        attribution_K += found.effect_BK.abs().sum(dim=0).double().cpu()
     n = len(queries)
-    return pd.DataFrame(
-        {"feature": np.arange(sae.n_latents), "density": density_K / n, "attribution": attribution_K / n}
-    )
-
-
-def _gradients(
-    model: MultimodalModel, layer: int, batch: Batch, streams: Sequence[Stream], score: Callable[[Batch], Tensor]
-) -> tuple[Tensor, ...]:
-    """The summed score's gradient by the activations of each stream, [B, S, D] each.
-
-    Where passes can start at the layer, they do. Else the whole network runs with a zero added at each site, so that
-    what one stream does to another stays in the derivative.
-    """
-    leaves = [torch.zeros_like(stream.acts_BSD).requires_grad_() for stream in streams]
-    with torch.enable_grad(), ExitStack() as stack:
-        if can_resume(model, layer):
-            moved = {stream.site: stream.acts_BSD + leaf for stream, leaf in zip(streams, leaves, strict=True)}
-            stack.enter_context(resumed(model, moved))
-            total = score(inputs_above(model, layer, batch)).sum()
-        else:
-            for stream, leaf in zip(streams, leaves, strict=True):
-                stack.enter_context(Edit(model, stream.site, _plus(leaf)))
-            total = score(batch).sum()
-    return torch.autograd.grad(total, leaves)
-
-
-def _plus(delta_BSD: Tensor) -> TokenEdit:
-    return TokenEdit(lambda acts_ND, _, where: acts_ND + delta_BSD[where.batch_index, where.position], tokens="every")
+    return pd.DataFrame({
+        "feature": np.arange(sae.n_latents), "density": (density_K / n).numpy(),
+        "attribution": (attribution_K / n).numpy(),
+    })  # fmt: skip
 
 
 def near_duplicates(directions_KD: Tensor, features: Sequence[int], cosine: float) -> dict[int, int]:

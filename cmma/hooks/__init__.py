@@ -1,6 +1,7 @@
-"""Trace (read) and Edit (write) activations at named sites of any model; nothing here knows a family.
+"""Trace (read) and Edit (write) activations at named sites of any model, and Knockout of attention between positions.
 
-`from cmma.hooks import Trace, Edit, TokenEdit, Where, splice`; torch is imported at that moment.
+Nothing here knows a family. `from cmma.hooks import Trace, Edit, TokenEdit, Where, Knockout, splice`; torch is imported
+at that moment.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cmma.hooks.edit import Edit, TokenEdit, Where
+    from cmma.hooks.knockout import Knockout
     from cmma.hooks.streams import splice
     from cmma.hooks.trace import Trace
 
-__all__ = ["Edit", "TokenEdit", "Trace", "Where", "splice"]
+__all__ = ["Edit", "Knockout", "TokenEdit", "Trace", "Where", "splice"]
 
-_MODULES = {"Edit": "edit", "TokenEdit": "edit", "Where": "edit", "Trace": "trace", "splice": "streams"}
+_MODULES = {
+    "Edit": "edit", "TokenEdit": "edit", "Where": "edit", "Trace": "trace", "Knockout": "knockout", "splice": "streams",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

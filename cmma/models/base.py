@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cmma.data.samples import Sample
 from cmma.errors import CmmaError
 from cmma.modality import Modality
-from cmma.models.sites import RecordSite, Site, UnknownSite
+from cmma.models.sites import Attention, RecordSite, Site, UnknownSite
 from cmma.models.spec import ModelSpec
 
 
@@ -74,24 +74,31 @@ class MultimodalModel(ABC):
         module: the network itself; always in evaluation mode, parameters frozen.
         kind: "generative" (answers in text), "dual_encoder" (scores image against text) or "diffusion" (makes images).
         streams: towers whose positions can be traced and patched, the usual one first.
+        answer_stream: generative: the one of them that writes the answer, read by `logit_lens`.
         image_site: the image's embeddings, as the rest of the network gets them: where noise corrupts the image (of a
             model that makes images: the prompt's embeddings, which are its input).
         unreached: tower → towers that nothing in it can change; their finished state can be kept while it is patched.
         streams_apart: no record stream of a layer reads another one at or below that layer, so all of them can be given
             together. False where the text tower reads the finished image (cross-attention).
+        attentions: attention modules that can be masked pair by pair, by name.
         n_layers: depth of the record stream; layers are numbered from 0.
         tokenizer: of its texts: transformers' or open_clip's.
     """
 
     kind: Literal["generative", "dual_encoder", "diffusion"]
     streams: tuple[str, ...]
+    answer_stream: str = ""
     image_site: str
     unreached: Mapping[str, tuple[str, ...]] = {}
     streams_apart: bool = True
     tokenizer: Any
 
-    def __init__(self, spec: ModelSpec, module: nn.Module, sites: Sequence[Site], n_layers: int) -> None:
+    def __init__(
+        self, spec: ModelSpec, module: nn.Module, sites: Sequence[Site], n_layers: int,
+        attentions: Sequence[Attention] = (),
+    ) -> None:  # fmt: skip
         self.spec, self.n_layers = spec, n_layers
+        self.attentions = {attention.name: attention for attention in attentions}
         self.module: Any = module.eval().requires_grad_(False)
         self._sites = {site.name: site for site in sites}
 
@@ -224,6 +231,10 @@ class MultimodalModel(ABC):
     def unembedding(self) -> Tensor | None:
         """Float[V, D]: reads a record vector out as logits of tokens; None where records are not in that space."""
         return None
+
+    def logit_lens(self, states: Tensor) -> Tensor:
+        """Generative: logits of the next token if `answer_stream` ended in these states: [..., D] → [..., V]."""
+        raise CmmaError(f"{self.spec.name} is a {self._kind_name} model: its states are not read out as words")
 
     def similarity(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Dual encoder: cosine of every image with every text of the batch, Float[B images, B texts]."""

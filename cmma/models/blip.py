@@ -23,7 +23,7 @@ from cmma.modality import Modality
 from cmma.models.base import Batch, MultimodalModel, Records
 from cmma.models.blip_architectures import architecture, build_config, build_processor
 from cmma.models.pair_views import pair_sites, pair_views
-from cmma.models.sites import Port, RecordSite, SiteRow, expand, resolve
+from cmma.models.sites import AttentionRow, Port, RecordSite, SiteRow, expand, expand_attention, resolve
 from cmma.models.spec import ModelSpec
 from cmma.models.weights import drawing, from_transformers, torch_dtype
 
@@ -57,6 +57,13 @@ SITES = (
         for name, path, port in _TEXT_SITES
     ),
 )
+_SELF, _CROSS = "encoder.layer.{l}.attention.self", "encoder.layer.{l}.crossattention.self"
+ATTENTION = (  # the vision tower's takes no mask
+    AttentionRow("text", "text", _SELF),
+    AttentionRow("text", "vision", _CROSS, mask="encoder_attention_mask"),
+    AttentionRow("decoder", "decoder", _SELF, causal=True),
+    AttentionRow("decoder", "text", _CROSS, mask="encoder_attention_mask"),
+)
 HUB_FILES = ("*.json", "*.safetensors", "vocab.txt")
 
 
@@ -84,6 +91,7 @@ class BlipModel(MultimodalModel):
 
     kind = "generative"
     streams = ("text", "vision", "decoder")
+    answer_stream = "decoder"
     image_site = "vision.norm"
     unreached = {"text": ("vision",), "decoder": ("vision", "text")}  # noqa: RUF012
     streams_apart = False
@@ -95,7 +103,8 @@ class BlipModel(MultimodalModel):
         roots: dict[str, Any] = {root: resolve(module, paths, root) for root, paths in ROOTS.items()}
         self.depths = {"vision": len(roots["vision"].encoder.layers)}
         self.depths |= {tower: len(roots[tower].encoder.layer) for tower in ("text", "decoder")}
-        super().__init__(spec, module, expand(SITES, roots, self.depths), self.depths["text"])
+        attentions = expand_attention(ATTENTION, roots, self.depths)
+        super().__init__(spec, module, expand(SITES, roots, self.depths), self.depths["text"], attentions)
         for layer in roots["decoder"].encoder.layer:
             layer.crossattention.self.register_forward_pre_hook(_keep_mask, with_kwargs=True)
 
@@ -206,6 +215,10 @@ class BlipModel(MultimodalModel):
     def answer_logits(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """See `MultimodalModel.answer_logits`: the decoder's columns."""
         return self(**batch).logits[:, :-1], batch["decoder_input_ids"][:, 1:], batch.answer_mask[:, 1:]
+
+    def logit_lens(self, states: Tensor) -> Tensor:
+        """The answer decoder's prediction head; its states are normalised already."""
+        return self.module.text_decoder.cls(states)
 
     def generate(self, batch: Batch, max_new_tokens: int, **options: Any) -> list[str]:
         """Greedy answer to each question, decoded and stripped.

@@ -22,7 +22,7 @@ from cmma.errors import ConfigError
 from cmma.modality import Modality
 from cmma.models.base import Batch, MultimodalModel, Records
 from cmma.models.pair_views import pair_sites, pair_views
-from cmma.models.sites import Port, RecordSite, SiteRow, expand, resolve
+from cmma.models.sites import AttentionRow, Port, RecordSite, SiteRow, expand, expand_attention, resolve
 from cmma.models.spec import ModelSpec
 from cmma.models.weights import loading, quiet_logging, seeded, torch_dtype, weights_folder
 
@@ -38,6 +38,10 @@ SITES = tuple(
     SiteRow(f"{tower}.{name}", tower, path, port)
     for tower in ROOTS
     for name, path, port in _TOWER_SITES
+)
+ATTENTION = tuple(
+    AttentionRow(tower, tower, "transformer.resblocks.{l}.attn", "attn_mask", projection="out_proj", per_head=True)
+    for tower in ROOTS
 )
 HUB_FILES = ("open_clip_config.json", "open_clip*.safetensors", "*.json", "vocab.txt", "merges.txt")
 TINY = {
@@ -84,7 +88,10 @@ class ClipModel(MultimodalModel):
     def __init__(self, spec: ModelSpec, module: nn.Module, tokenizer: Any) -> None:
         roots: dict[str, Any] = {root: resolve(module, paths, root) for root, paths in ROOTS.items()}
         self.depths = {root: len(tower.transformer.resblocks) for root, tower in roots.items()}
-        super().__init__(spec, module, expand(SITES, roots, self.depths), max(self.depths.values()))
+        causal = {"vision": False, "text": roots["text"].attn_mask is not None}
+        rows = [row._replace(causal=causal[row.queries]) for row in ATTENTION]
+        attentions = expand_attention(rows, roots, self.depths)
+        super().__init__(spec, module, expand(SITES, roots, self.depths), max(self.depths.values()), attentions)
         self.tokenizer = tokenizer
         self.transform = image_transform_v2(PreprocessCfg(**self.module.visual.preprocess_cfg), is_train=False)
         self.module.text.transformer.register_forward_pre_hook(_fit_mask, with_kwargs=True)

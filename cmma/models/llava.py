@@ -21,7 +21,7 @@ from cmma.errors import CmmaError, DataError
 from cmma.modality import Modality
 from cmma.models.base import Batch, MultimodalModel, Records
 from cmma.models.llava_architectures import architecture, build_config, build_processor
-from cmma.models.sites import RecordSite, SiteRow, expand, resolve
+from cmma.models.sites import AttentionRow, RecordSite, SiteRow, expand, expand_attention, resolve
 from cmma.models.spec import ModelSpec
 from cmma.models.weights import drawing, from_transformers, torch_dtype
 
@@ -43,6 +43,7 @@ SITES = (
     SiteRow("language.layers.{l}.resid_post", "language", "layers.{l}"),
     SiteRow("language.norm", "language", "norm"),
 )
+ATTENTION = (AttentionRow("language", "language", "layers.{l}.self_attn", projection="o_proj", causal=True),)
 HUB_FILES = ("*.json", "*.jinja", "*.safetensors", "*.model")
 IMAGE_INPUTS = ("pixel_values", "image_sizes")
 
@@ -71,6 +72,7 @@ class LlavaModel(MultimodalModel):
 
     kind = "generative"
     streams = ("language",)
+    answer_stream = "language"
     image_site = "projector.out"
 
     def __init__(self, spec: ModelSpec, module: nn.Module, processor: ProcessorMixin) -> None:
@@ -81,7 +83,8 @@ class LlavaModel(MultimodalModel):
             raise DataError(f"{spec.name}: the processor has no chat template; add chat_template.jinja to its folder")
         roots: dict[str, Any] = {root: resolve(module, paths, root) for root, paths in ROOTS.items()}
         depths = {"language": len(roots["language"].layers), "vision": _projected_depth(module.config)}
-        super().__init__(spec, module, expand(SITES, roots, depths), depths["language"])
+        attentions = expand_attention(ATTENTION, roots, depths)
+        super().__init__(spec, module, expand(SITES, roots, depths), depths["language"], attentions)
 
     def prompt(self, text: str) -> str:
         """The full prompt: `text` as a user's turn after an image, in the chat template, up to the answer."""
@@ -196,6 +199,10 @@ class LlavaModel(MultimodalModel):
     def unembedding(self) -> Tensor:
         """The language model's output embedding (the final norm left out)."""
         return self.module.get_output_embeddings().weight
+
+    def logit_lens(self, states: Tensor) -> Tensor:
+        """Final norm and output embedding (nostalgebraist 2020)."""
+        return self.module.get_output_embeddings()(self.site("language.norm").module(states))
 
     def answer_log_probs(self, batch: Batch) -> Tensor:
         """Log-probability of every teacher-forced answer token given all before it, Float[B, S]; 0 elsewhere."""

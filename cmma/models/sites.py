@@ -58,6 +58,50 @@ class SiteRow(NamedTuple):
     port: Port = "output"
 
 
+class AttentionRow(NamedTuple):
+    """One row of an adapter's table of attention modules; `{l}` in `path` runs over the layers of `queries`.
+
+    Attributes:
+        queries, keys: streams (and roots) of the positions that attend and of those that are attended to.
+        path: dotted path of the module below the root of `queries`.
+        mask: keyword argument that takes the mask.
+        projection: path below the module of the output projection, where the module applies it itself; else "".
+        causal: a position sees none after it, also where no mask is given.
+        per_head: masks are [B · heads, Q, K], as torch's own module wants them.
+    """
+
+    queries: str
+    keys: str
+    path: str
+    mask: str = "attention_mask"
+    projection: str = ""
+    causal: bool = False
+    per_head: bool = False
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One attention module; the fields are those of its row."""
+
+    name: str
+    module: nn.Module
+    row: AttentionRow
+    layer: int
+
+
+def expand_attention(
+    table: Sequence[AttentionRow], roots: Mapping[str, nn.Module], depths: Mapping[str, int]
+) -> list[Attention]:
+    """Every attention module of a table, called "text.layers.3.attention" or "text.layers.3.cross_attention"."""
+    found = []
+    for row in table:
+        kind = "attention" if row.queries == row.keys else "cross_attention"
+        for layer in range(depths[row.queries]):
+            module = roots[row.queries].get_submodule(row.path.format(l=layer))
+            found.append(Attention(f"{row.queries}.layers.{layer}.{kind}", module, row, layer))
+    return found
+
+
 def expand(table: Sequence[SiteRow], roots: Mapping[str, nn.Module], depths: Mapping[str, int]) -> list[Site]:
     """Every site of a table.
 

@@ -47,6 +47,11 @@ def not_applicable(stage: str, config: Config) -> str | None:
         return "token replacement is about questions, and a dual encoder answers none"
     if stage == "trace" and config.trace.method == "semantic_pair" and config.model.family == "stable_diffusion":
         return "a semantic pair swaps the image that is read, and a diffusion model makes its image"
+    if stage == "trace" and config.trace.method == "knockout" and config.model.family == "stable_diffusion":
+        return "knockout masks the attention of text and image towers, and a diffusion model's takes no mask"
+    writes_words = config.model.family in ("llava", "blip")
+    if stage == "trace" and config.trace.method == "logit_lens" and not writes_words:
+        return f"the logit lens reads states out as words, and {config.model.name} writes none"
     return None
 
 

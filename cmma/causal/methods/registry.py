@@ -14,6 +14,9 @@ _MODULES = {
     "noise": "patch_grid",
     "semantic_pair": "patch_grid",
     "token_replacement": "patch_grid",
+    "knockout": "knockout",
+    "sae_attribution": "sae_attribution",
+    "logit_lens": "logit_lens",
 }
 
 

@@ -1,0 +1,55 @@
+"""How well a cheap estimate ranks what was measured: rank correlation, and the share of the largest that it finds."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from cmma.statistics.bootstrap import RESAMPLES, Interval, bootstrap_statistic, proportion
+
+Array = NDArray[np.float64]
+
+
+def rank_correlation(
+    estimate_F: Array, measured_F: Array, n_resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """Spearman's ρ over F things. They are the sample, and are resampled; both sides come from the same images."""
+
+    def statistic(estimate_RF: Array, measured_RF: Array, axis: int = -1) -> Array:
+        ranks = [stats.rankdata(values_RF, axis=axis) for values_RF in (estimate_RF, measured_RF)]
+        a_RF, b_RF = (rank_RF - rank_RF.mean(axis=axis, keepdims=True) for rank_RF in ranks)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return (a_RF * b_RF).sum(axis) / np.sqrt((a_RF**2).sum(axis) * (b_RF**2).sum(axis))
+
+    if len(estimate_F) < 3:
+        return Interval(math.nan, math.nan, math.nan, len(estimate_F), "no interval: fewer than three to rank")
+    return bootstrap_statistic(statistic, estimate_F, measured_F, n_resamples=n_resamples, seed=seed)
+
+
+def screen_recall(screened: Array, sampled: Array, n_rest: int, top: int) -> Interval:
+    """Of all things at least as large as the screen's `top`-th, the estimated share that the screen holds.
+
+    A screen picks some of a population; of the `n_rest` others a random sample is measured as well. The share of that
+    sample that reaches the bar, times `n_rest`, estimates how many the screen missed; the interval is that of the share
+    (Clopper-Pearson), exact where all others were measured.
+
+    Args:
+        screened: measured sizes of what the screen picked, at least `top`.
+        sampled: measured sizes of the random sample.
+    """
+    bar = np.sort(screened)[::-1][top - 1]
+    held, missed = int((screened >= bar).sum()), int((sampled >= bar).sum())
+
+    def recall(share: float) -> float:
+        return held / (held + share * n_rest)
+
+    if len(sampled) == n_rest:
+        value = recall(missed / n_rest if n_rest else 0.0)
+        return Interval(value, value, value, len(sampled), "everything was measured")
+    if not len(sampled):
+        return Interval(math.nan, math.nan, math.nan, 0, "no interval: nothing outside the screen was measured")
+    share = proportion(missed, len(sampled))
+    return Interval(recall(share.value), recall(share.high), recall(share.low), len(sampled), share.kind)
