@@ -47,6 +47,10 @@ class Interactions:
     tokens: str = "all"
     rows_at_once: int = 256
 
+    def activity(self, queries: Sequence[Query]) -> NDArray[np.bool_]:
+        """Whether ablating each feature can change each sample, [samples, K]."""
+        return self._ablation(queries).active_BK
+
     def screen(self, queries: Sequence[Query]) -> dict[str, Tensor]:
         """Σ over samples of the |linearised excess| of every pair: float64[K, K]."""
         return {"screen_KK": torch.from_numpy(np.abs(cross_differences(self._ablation(queries))).sum(axis=0))}
