@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,3 +54,39 @@ def screen_recall(screened: Array, sampled: Array, n_rest: int, top: int) -> Int
         return Interval(math.nan, math.nan, math.nan, 0, "no interval: nothing outside the screen was measured")
     share = proportion(missed, len(sampled))
     return Interval(recall(share.value), recall(share.high), recall(share.low), len(sampled), share.kind)
+
+
+def top_recall(
+    estimate_IF: Array, measured_IF: Array, top: int, n_resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """Share of the `top` largest mean measurements, in size, that are among the `top` largest mean estimates.
+
+    Args:
+        estimate_IF, measured_IF: of the same images, which the interval resamples; NaN where an image lacks a thing.
+    """
+
+    def statistic(image_RI: Array, axis: int = -1) -> Array:
+        chosen = image_RI.astype(int)
+        largest = [
+            np.argsort(-np.abs(np.nan_to_num(_mean(values_IF[chosen]))), axis=-1, kind="stable")[..., :top]
+            for values_IF in (estimate_IF, measured_IF)
+        ]
+        return (largest[0][..., :, None] == largest[1][..., None, :]).any(-1).mean(-1)
+
+    return bootstrap_statistic(statistic, np.arange(len(estimate_IF)), n_resamples=n_resamples, seed=seed)
+
+
+def with_bounds(found: Mapping[str, Interval]) -> dict[str, float]:
+    """Intervals as flat numbers: name, name_low, name_high."""
+    return {
+        name + suffix: number
+        for name, interval in found.items()
+        for suffix, number in (("", interval.value), ("_low", interval.low), ("_high", interval.high))
+    }
+
+
+def _mean(values_RIF: Array) -> Array:
+    """Mean over images that have a value; NaN where none has."""
+    present_RIF = np.isfinite(values_RIF)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(present_RIF, values_RIF, 0).sum(-2) / present_RIF.sum(-2)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cmma.causal.method_configs import KnockoutConfig, LogitLensConfig, SAEAttributionConfig
+from cmma.causal.method_configs import AttributionConfig, KnockoutConfig, LogitLensConfig, SAEAttributionConfig
 from cmma.checks import one_of, positive
 from cmma.errors import ConfigError
 
 REPLACEMENTS = ("pair", "relation", "referent", "count", "negation", "logic")
-TRACE_METHODS = ("noise", "semantic_pair", "token_replacement", "knockout", "sae_attribution", "logit_lens")
+TRACE_METHODS = (
+    "noise", "semantic_pair", "token_replacement", "knockout", "attribution", "sae_attribution", "logit_lens",
+)  # fmt: skip
 WITH_DICTIONARY: tuple[str, ...] = ("sae_attribution",)
 """Methods that look at the features of a dictionary; the others need none."""
 ANSWER_READOUTS = ("logit_difference", "log_probability", "probability", "first_token_probability")
@@ -69,6 +71,7 @@ class TraceConfig:
         noise: the corruption of method `noise`.
         knockout: of method `knockout`, which also reads split, layers (centres of its windows), readout (`auto` =
             first_token_probability), max_samples, correct_only and rows_per_forward.
+        attribution: of method `attribution`, which reads of the others what its corruption reads.
         sae_attribution: of method `sae_attribution`, which also reads split, readout (`auto` = logit_difference from
             the wrong answer that the clean model likes best), max_samples and correct_only.
         logit_lens: of method `logit_lens`, which also reads split, layers, max_samples and correct_only.
@@ -90,6 +93,7 @@ class TraceConfig:
     rows_per_forward: int = 64
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     knockout: KnockoutConfig = field(default_factory=KnockoutConfig)
+    attribution: AttributionConfig = field(default_factory=AttributionConfig)
     sae_attribution: SAEAttributionConfig = field(default_factory=SAEAttributionConfig)
     logit_lens: LogitLensConfig = field(default_factory=LogitLensConfig)
     seed: int = 0

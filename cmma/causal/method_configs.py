@@ -78,3 +78,31 @@ class LogitLensConfig:
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "batch_size"):
             positive(f"trace.logit_lens.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class AttributionConfig:
+    """Attribution patching: an estimate of activation patching, checked against it.
+
+    Attributes:
+        corruption: what makes the corrupt run: `semantic_pair`, `token_replacement` or `noise`.
+        modules: what is restored, one map each: `residual`, `mlp`, `attention`.
+        steps: 1 = the derivative in the corrupt run; more = its mean on the way to the clean one
+            (EAP-IG takes 5 to 30).
+        exact: cases on which every cell is also patched; 0 = none.
+        top: largest cells whose recall by the estimate is measured.
+    """
+
+    corruption: str = "semantic_pair"
+    modules: list[str] = field(default_factory=lambda: ["residual", "mlp", "attention"])
+    steps: int = 1
+    exact: int = 16
+    top: int = 20
+
+    def __post_init__(self) -> None:
+        one_of("trace.attribution.corruption", self.corruption, ("semantic_pair", "token_replacement", "noise"))
+        for module in self.modules:
+            one_of("trace.attribution.modules", module, ("residual", "mlp", "attention"))
+        at_least("trace.attribution.exact", self.exact, 0)
+        for name in ("steps", "top"):
+            positive(f"trace.attribution.{name}", getattr(self, name))

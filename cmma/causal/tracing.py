@@ -59,7 +59,7 @@ def trace(model: MultimodalModel, samples: Sequence[Sample], config: TraceConfig
             f"{model.spec.name} answers none of {len(answered)} cases right; the trace takes all of them, so it shows "
             "where the readout comes from and not where a right answer does"
         )
-    cases = _noise_cases(model, contrasts, config) if not pairs else [contrast_runs(model, each) for each in contrasts]
+    cases = noise_cases(model, contrasts, config) if not pairs else [contrast_runs(model, each) for each in contrasts]
     draws = len(cases) // max(1, len(contrasts))
     layer = grid_layer(model, stream, rows)
     groups = [
@@ -156,7 +156,7 @@ def answered_right(
     return right if correct_only and right else list(queries)
 
 
-def _noise_cases(model: MultimodalModel, contrasts: Sequence[Contrast], config: TraceConfig) -> list[tuple[Run, Run]]:
+def noise_cases(model: MultimodalModel, contrasts: Sequence[Contrast], config: TraceConfig) -> list[tuple[Run, Run]]:
     clean = [single_run(model, contrast.clean) for contrast in contrasts]
     std = embedding_std(model, clean, noise_site(model, config.noise))
     return [(run, corrupt) for run in clean for corrupt in noise_runs(model, run, config.noise, std, config.seed)]

@@ -40,10 +40,14 @@ def run_chain(config: Config, overrides: Sequence[str] = ()) -> None:
 
 def not_applicable(stage: str, config: Config) -> str | None:
     """Why a stage cannot mean anything for this model and data; None when it can."""
-    shapes = config.dataset.kind == "shapes"
-    if stage == "trace" and config.trace.method in ("semantic_pair", "token_replacement") and not shapes:
+    shapes, method = config.dataset.kind == "shapes", config.trace.method
+    if stage == "trace" and method == "attribution" and config.model.family == "stable_diffusion":
+        return "attribution patching follows towers of one width, and a U-Net's blocks differ"
+    if method == "attribution":
+        method = config.trace.attribution.corruption
+    if stage == "trace" and method in ("semantic_pair", "token_replacement") and not shapes:
         return f"trace.method={config.trace.method} needs pairs of images, which only dataset=shapes has"
-    if stage == "trace" and config.trace.method == "token_replacement" and config.model.family == "clip":
+    if stage == "trace" and method == "token_replacement" and config.model.family == "clip":
         return "token replacement is about questions, and a dual encoder answers none"
     if stage == "trace" and config.trace.method == "semantic_pair" and config.model.family == "stable_diffusion":
         return "a semantic pair swaps the image that is read, and a diffusion model makes its image"

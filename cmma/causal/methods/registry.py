@@ -15,6 +15,7 @@ _MODULES = {
     "semantic_pair": "patch_grid",
     "token_replacement": "patch_grid",
     "knockout": "knockout",
+    "attribution": "attribution",
     "sae_attribution": "sae_attribution",
     "logit_lens": "logit_lens",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cmma.causal.agreement import rank_correlation, screen_recall
+from cmma.causal.agreement import rank_correlation, screen_recall, with_bounds
 from cmma.causal.attribution import Attribution, attribute, query_effects
 from cmma.causal.config import TraceConfig
 from cmma.causal.curves import by_image
@@ -27,7 +27,7 @@ from cmma.data.samples import Sample
 from cmma.errors import ConfigError
 from cmma.figures import Curves, Figure, HeatMap, Line, Listing
 from cmma.models.base import MultimodalModel
-from cmma.statistics.bootstrap import Interval, bootstrap_columns
+from cmma.statistics.bootstrap import bootstrap_columns
 from cmma.statistics.correction import benjamini_hochberg
 from cmma.statistics.permutation import sign_flip_p
 
@@ -113,15 +113,6 @@ def run(
         tensors={"attribution_K": screen.effect_K, "density_K": screen.density_K},
         figures=figures(table, kinds, readout.name.replace("_", " "), len(effect_IF)),
     )  # fmt: skip
-
-
-def with_bounds(found: Mapping[str, Interval]) -> dict[str, float]:
-    """Intervals as flat numbers: name, name_low, name_high."""
-    return {
-        name + suffix: number
-        for name, interval in found.items()
-        for suffix, number in (("", interval.value), ("_low", interval.low), ("_high", interval.high))
-    }
 
 
 def check_screen(
