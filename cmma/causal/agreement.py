@@ -42,18 +42,27 @@ def screen_recall(screened: Array, sampled: Array, n_rest: int, top: int) -> Int
         sampled: measured sizes of the random sample.
     """
     bar = np.sort(screened)[::-1][top - 1]
-    held, missed = int((screened >= bar).sum()), int((sampled >= bar).sum())
+    return recall_by_sample(int((screened >= bar).sum()), int((sampled >= bar).sum()), len(sampled), n_rest)
+
+
+def recall_by_sample(found: int, missed: int, n_sampled: int, n_rest: int) -> Interval:
+    """found / (found + what the rest holds), of which `missed` among `n_sampled` random ones of the rest are the sample.
+
+    The interval is that of the share of the rest (Clopper-Pearson); none is needed where all of it was measured. NaN
+    where there is nothing to find.
+    """
 
     def recall(share: float) -> float:
-        return held / (held + share * n_rest)
+        whole = found + share * n_rest
+        return found / whole if whole else math.nan
 
-    if len(sampled) == n_rest:
+    if n_sampled == n_rest:
         value = recall(missed / n_rest if n_rest else 0.0)
-        return Interval(value, value, value, len(sampled), "everything was measured")
-    if not len(sampled):
+        return Interval(value, value, value, n_sampled, "everything was measured")
+    if not n_sampled:
         return Interval(math.nan, math.nan, math.nan, 0, "no interval: nothing outside the screen was measured")
-    share = proportion(missed, len(sampled))
-    return Interval(recall(share.value), recall(share.high), recall(share.low), len(sampled), share.kind)
+    share = proportion(missed, n_sampled)
+    return Interval(recall(share.value), recall(share.high), recall(share.low), n_sampled, share.kind)
 
 
 def top_recall(

@@ -23,8 +23,8 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 
+from cmma.causal.agreement import recall_by_sample
 from cmma.cmig.ablation import FeatureAblation
 from cmma.console import progress
 from cmma.statistics.bootstrap import Interval
@@ -100,28 +100,13 @@ class Recall:
         return {"recall": self.recall.as_dict(), "found": self.found, "missed": self.missed}
 
 
-def estimated_recall(pairs: pd.DataFrame, is_P: Sequence[bool] | NDArray[np.bool_], confidence: float = 0.95) -> Recall:
+def estimated_recall(pairs: pd.DataFrame, is_P: Sequence[bool] | NDArray[np.bool_]) -> Recall:
     """Recall of the screen for pairs with some property, such as a significant interaction.
-
-    The share of the rest that has it is estimated from the random sample, with its Clopper–Pearson interval.
 
     Args:
         pairs: of `choose_pairs`. is_P: which of these have the property.
     """
-    is_P = np.asarray(is_P, dtype=bool)
-    drawn = (pairs["place"] == "random").to_numpy()
-    found, missed, n = int(is_P[~drawn].sum()), int(is_P[drawn].sum()), int(drawn.sum())
-    n_rest = float(pairs["weight"].to_numpy()[drawn].sum())
-    if not n:
-        nothing = "no interval: every pair was measured" if found else "undefined: there is no such pair"
-        value = 1.0 if found else float("nan")
-        return Recall(Interval(value, value, value, 0, nothing), found, missed)
-    share = stats.binomtest(missed, n).proportion_ci(confidence, method="exact")
-    whole = n == round(n_rest)  # the sample is the rest
-    low_share, high_share = (missed / n, missed / n) if whole else (float(share.low), float(share.high))
-
-    def recall(part: float) -> float:
-        return found / (found + part * n_rest) if found + part * n_rest else float("nan")
-
-    kind = f"{confidence:.0%} Clopper–Pearson of the share missed"
-    return Recall(Interval(recall(missed / n), recall(high_share), recall(low_share), n, kind), found, missed)
+    is_P, drawn_P = np.asarray(is_P, dtype=bool), (pairs["place"] == "random").to_numpy()
+    found, missed, n_drawn = int(is_P[~drawn_P].sum()), int(is_P[drawn_P].sum()), int(drawn_P.sum())
+    n_rest = round(float(pairs["weight"].to_numpy()[drawn_P].sum()))
+    return Recall(recall_by_sample(found, missed, n_drawn, n_rest), found, missed)

@@ -16,7 +16,7 @@ from cmma.sae.mesh import Mesh
 from cmma.sae.records import RecordBatch
 from cmma.sae.standardiser import Standardiser, modality_row
 
-ROWS_AT_ONCE = 128
+ROWS_AT_ONCE = 64
 
 
 class BatchTopK(SparseAutoencoder):
