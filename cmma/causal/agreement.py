@@ -46,7 +46,7 @@ def screen_recall(screened: Array, sampled: Array, n_rest: int, top: int) -> Int
 
 
 def recall_by_sample(found: int, missed: int, n_sampled: int, n_rest: int) -> Interval:
-    """found / (found + what the rest holds), of which `missed` among `n_sampled` random ones of the rest are the sample.
+    """found / (found + what the rest holds), estimated from the `missed` among `n_sampled` random ones of the rest.
 
     The interval is that of the share of the rest (Clopper-Pearson); none is needed where all of it was measured. NaN
     where there is nothing to find.
