@@ -72,5 +72,6 @@ def encode_kept(encoder: LinearEncoder, values_Bk: Tensor, indices_Bk: Tensor) -
 
 def encode_active(encoder: LinearEncoder, latents_BK: Tensor) -> SparseLatents:
     """Latents that are known, zeros and all, as what is active in them, with its gradient."""
-    most = max(1, int((latents_BK > 0).sum(1).amax())) if len(latents_BK) else 1
+    # The number of entries that are not zero; a sum of flags would convert all of them to integers first.
+    most = max(1, int(torch.linalg.vector_norm(latents_BK, 0, dim=1).amax())) if len(latents_BK) else 1
     return encode_kept(encoder, *largest(latents_BK, most))
