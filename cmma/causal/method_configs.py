@@ -89,13 +89,15 @@ class AttributionConfig:
         modules: what is restored, one map each: `residual`, `mlp`, `attention`.
         steps: 1 = the derivative in the corrupt run; more = its mean on the way to the clean one
             (EAP-IG takes 5 to 30).
-        exact: cases on which every cell is also patched; 0 = none.
-        top: largest cells whose recall by the estimate is measured.
+        edges: also what each module says to each later one, where the stream's modules add to it (LLaVA, CLIP).
+        exact: cases on which every cell and edge is also patched; 0 = none.
+        top: largest cells (edges) whose recall by the estimate is measured.
     """
 
     corruption: str = "semantic_pair"
     modules: list[str] = field(default_factory=lambda: ["residual", "mlp", "attention"])
     steps: int = 1
+    edges: bool = True
     exact: int = 16
     top: int = 20
 

@@ -5,7 +5,7 @@ Nanda 2023; with integrated gradients as in EAP-IG (Hanna et al. 2024, arXiv 240
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
 import numpy as np
@@ -51,25 +51,30 @@ def patch_estimates(
         DataError: the two runs differ in length.
     """
     sites = list(dict.fromkeys(rows.values()))
-    entrances = stream_entrances(model, sites[0].split(".")[0])
-    clean_acts, corrupt_acts = (_traced(model, run, [*sites, *entrances], readout) for run in (clean, corrupt))
+    clean_acts, corrupt_acts = (traced(model, run, sites, readout) for run in (clean, corrupt))
     for site in sites:
         if clean_acts[site].shape != corrupt_acts[site].shape:
             raise DataError(
                 f"sample {clean.query.key!r}: {site} has {clean_acts[site].shape[1]} positions when clean, when "
                 f"corrupt {corrupt_acts[site].shape[1]}; attribution needs pairs of equal length"
             )
-    gradients = {site: torch.zeros_like(acts) for site, acts in corrupt_acts.items() if site in sites}
+    effect_S = dict.fromkeys(sites, torch.zeros(()))
+    for inputs in path_inputs(model, clean, corrupt, sites[0].split(".")[0], readout, steps):
+        for site, gradient in zip(sites, input_gradients(model, corrupt, inputs, sites, readout), strict=True):
+            step_S = ((clean_acts[site] - corrupt_acts[site]) * gradient).double().sum(dim=-1)[0].cpu()
+            effect_S[site] = effect_S[site] + step_S / steps
+    return np.array([[float(effect_S[site][at.cpu()].sum()) for at in positions.values()] for site in rows.values()])
+
+
+def path_inputs(
+    model: MultimodalModel, clean: Run, corrupt: Run, stream: str, readout: Readout, steps: int
+) -> Iterator[Acts]:
+    """What enters a stream: in the corrupt run, or at the midpoints of `steps` pieces of the way to the clean run."""
+    entrances = stream_entrances(model, stream)
+    start, end = (traced(model, run, entrances, readout) for run in (corrupt, clean))
     for step in range(steps):
         share = 0.0 if steps == 1 else (step + 0.5) / steps
-        inputs = {site: corrupt_acts[site] + share * (clean_acts[site] - corrupt_acts[site]) for site in entrances}
-        for site, gradient in zip(sites, input_gradients(model, corrupt, inputs, sites, readout), strict=True):
-            gradients[site] += gradient / steps
-    effect_S = {
-        site: ((clean_acts[site] - corrupt_acts[site]) * gradient).double().sum(dim=-1)[0].cpu()
-        for site, gradient in gradients.items()
-    }
-    return np.array([[float(effect_S[site][at.cpu()].sum()) for at in positions.values()] for site in rows.values()])
+        yield {site: start[site] + share * (end[site] - start[site]) for site in entrances}
 
 
 def stream_entrances(model: MultimodalModel, stream: str) -> list[str]:
@@ -82,6 +87,8 @@ def input_gradients(
 ) -> list[Tensor]:
     """∂m/∂(activation) at some sites of a run whose entrances are set to `inputs`; zero where m does not depend on it.
 
+    At the input of a module it is the derivative by what the module reads, not by what also passes it by.
+
     Raises:
         UnknownSite: a site that the model does not have.
     """
@@ -90,6 +97,9 @@ def input_gradients(
             stack.enter_context(Edit(model, site, edit))
         for site, given_1SD in inputs.items():
             stack.enter_context(Edit(model, site, _set(given_1SD.detach().requires_grad_())))
+        for site in sites:
+            if model.site(site).port == "input":
+                stack.enter_context(Edit(model, site, _OWN_COPY))
         acts = stack.enter_context(Trace(model, sites, detach=False))
         score = readout(run.batch, [run.query]).sum()
     found = torch.autograd.grad(score, [acts[site] for site in sites], allow_unused=True)
@@ -97,6 +107,10 @@ def input_gradients(
         torch.zeros_like(acts[site]) if gradient is None else gradient
         for site, gradient in zip(sites, found, strict=True)
     ]
+
+
+_OWN_COPY = TokenEdit(lambda acts_ND, modality_N, where: acts_ND, tokens="every")
+"""An edit writes what it returns to a tensor of its own, here to one that only the module behind it sees."""
 
 
 def _set(given_1SD: Tensor) -> TokenEdit:
@@ -107,7 +121,7 @@ def _set(given_1SD: Tensor) -> TokenEdit:
 
 
 @torch.no_grad()
-def _traced(model: MultimodalModel, run: Run, sites: Sequence[str], readout: Readout) -> dict[str, Tensor]:
+def traced(model: MultimodalModel, run: Run, sites: Sequence[str], readout: Readout) -> dict[str, Tensor]:
     """Activations [1, S, D] of a run as it is."""
     with ExitStack() as stack:
         for site, edit in run.edits:

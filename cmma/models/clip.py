@@ -29,6 +29,8 @@ from cmma.models.weights import loading, quiet_logging, seeded, torch_dtype, wei
 ROOTS = {"vision": ("visual",), "text": ("text",)}
 _TOWER_SITES: tuple[tuple[str, str, Port], ...] = (
     ("layers.{l}.resid_pre", "transformer.resblocks.{l}", "input"),
+    ("layers.{l}.attn_in", "transformer.resblocks.{l}.ln_1", "input"),
+    ("layers.{l}.mlp_in", "transformer.resblocks.{l}.ln_2", "input"),
     ("layers.{l}.attn_out", "transformer.resblocks.{l}.attn", "output"),
     ("layers.{l}.mlp_out", "transformer.resblocks.{l}.mlp", "output"),
     ("layers.{l}.resid_post", "transformer.resblocks.{l}", "output"),

@@ -37,6 +37,8 @@ SITES = (
     SiteRow("projector.out", "projector", ""),
     SiteRow("language.embed", "language", "layers.0", "input"),  # after the image tokens were put in
     SiteRow("language.layers.{l}.resid_pre", "language", "layers.{l}", "input"),
+    SiteRow("language.layers.{l}.attn_in", "language", "layers.{l}.input_layernorm", "input"),
+    SiteRow("language.layers.{l}.mlp_in", "language", "layers.{l}.post_attention_layernorm", "input"),
     SiteRow("language.layers.{l}.heads", "language", "layers.{l}.self_attn.o_proj", "input"),
     SiteRow("language.layers.{l}.attn_out", "language", "layers.{l}.self_attn"),
     SiteRow("language.layers.{l}.mlp_out", "language", "layers.{l}.mlp"),

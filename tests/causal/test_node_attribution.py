@@ -98,6 +98,8 @@ def test_the_method_agrees_with_the_engine(tiny, pairs):
     table = found.tables["attribution"]
     assert set(table["module"]) == {"residual", "mlp"}
     assert found.summary["rank_correlation_residual"] > 0.7
+    assert found.summary["rank_correlation_edges"] > 0.7
+    assert len(found.tables["edges"]) == 45
     measured = run_method(tiny, pairs[:4], TraceConfig(
         method="semantic_pair", module="mlp", correct_only=False)).tables["trace"].set_index(["row", "group"])["effect"]
     exact = table[table["module"] == "mlp"].set_index(["row", "group"])["exact"].dropna()

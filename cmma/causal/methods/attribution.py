@@ -12,7 +12,9 @@ import pandas as pd
 from cmma.causal.agreement import rank_correlation, top_recall, with_bounds
 from cmma.causal.config import TraceConfig
 from cmma.causal.corruptions import contrast_runs
+from cmma.causal.edges import has_edges
 from cmma.causal.findings import Dictionary, Findings
+from cmma.causal.methods.attribution_edges import edge_findings
 from cmma.causal.node_attribution import patch_estimates
 from cmma.causal.patching import Positions, Run, activation_patch
 from cmma.causal.positions import position_groups
@@ -63,9 +65,17 @@ def run(
         cells.append(table)
         drawn += maps(table, rows, groups, readout.name, module)
         if len(exact_CRG):
-            agreement.append({"module": module, **compare(cases, estimate_CRG, exact_CRG, options.top, config.seed)})
-            summary |= {f"{name}_{module}": agreement[-1][name] for name in ("rank_correlation", "recall")}
+            agreed = compare(cases, estimate_CRG, exact_CRG, options.top, config.seed)
+            agreement.append({"module": module, **agreed})
+            summary |= {f"{name}_{module}": agreed[name] for name in ("rank_correlation", "recall")}
+    stream = config.stream or model.streams[0]
     tables = {"attribution": pd.concat(cells, ignore_index=True)}
+    if options.edges and has_edges(model, stream):
+        clean, corrupt = [clean for clean, *_ in cases], [corrupt for _, corrupt, _ in cases]
+        tables["edges"], agreed, drawn_edges = edge_findings(model, clean, corrupt, stream, readout, config)
+        drawn.append(drawn_edges)
+        agreement += [{"module": "edges", **agreed}] if agreed else []
+        summary |= {f"{name}_edges": agreed[name] for name in ("rank_correlation", "recall") if agreed}
     tables["attribution"] = tables["attribution"].assign(q=benjamini_hochberg(tables["attribution"]["p"]))
     if agreement:
         tables["agreement"] = pd.DataFrame(agreement)
