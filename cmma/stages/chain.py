@@ -47,6 +47,10 @@ def not_applicable(stage: str, config: Config) -> str | None:
         return "a semantic pair swaps the image that is read, and a diffusion model makes its image"
     if stage == "trace" and config.trace.method == "knockout" and config.model.family == "stable_diffusion":
         return "knockout masks the attention of text and image towers, and a diffusion model's takes no mask"
+    if stage == "mitigate" and (config.model.family in ("clip", "stable_diffusion") or not config.model.prompt):
+        return f"there is no hallucination in captions to mitigate where {config.model.name} writes none"
+    if stage == "mitigate" and not shapes:
+        return "hallucination is told by the objects of the images, which only dataset=shapes knows"
     return None
 
 
@@ -57,6 +61,7 @@ _HEADLINES = {
     "interpret": ("live", "shares"),
     "trace": ("n_used", "clean", "corrupt", "strongest", "strongest_recovery"),
     "intervene": ("shift", "excess_over_random_features", "excess_over_random_directions"),
+    "mitigate": ("strength", "object_change", "reversed_object_change", "control_object_change"),
     "build-cmig": ("features", "pairs", "significant_excess"),
     "evaluate-sae": ("code_cosine", "modality_share", "recovered"),
     "evaluate": ("metrics",),
