@@ -81,7 +81,7 @@ class Calibration:
 
     def attempt(self, steering: Steering, strength: float) -> dict[str, Any]:
         """One row of `Choice.tried`; what was tried before is not run again."""
-        done = (steering.name if not steering.features else steering.features, strength)
+        done = steering.identity, strength
         if done not in self._done:
             self._done[done] = self._measure(steering, strength)
         return self._done[done] | {"steering": steering.name}

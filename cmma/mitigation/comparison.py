@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from cmma.mitigation.examination import Sheet
 from cmma.statistics.bootstrap import RESAMPLES, Interval, bootstrap_ratio, bootstrap_statistic
 from cmma.statistics.effect import cohens_d
 from cmma.statistics.permutation import sign_flip_p
@@ -122,11 +120,3 @@ def compare(
 def _by_image(columns: Columns, metric: Metric) -> NDArray[np.float64]:
     with np.errstate(divide="ignore", invalid="ignore"):
         return columns[metric.numerator] / columns[metric.denominator]
-
-
-def sheets_table(sheets: dict[str, Sheet], keys: Sequence[str], split: str) -> pd.DataFrame:
-    """The counts of every image under every condition, long form: what every rate was made from."""
-    return pd.concat([
-        pd.DataFrame({"condition": name, "split": split, "key": keys, **sheet.columns})
-        for name, sheet in sheets.items()
-    ], ignore_index=True)  # fmt: skip

@@ -54,9 +54,9 @@ class MitigationConfig:
     candidates: int = 24
     steps: int = 1
     n_features: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
-    strengths: list[float] = field(default_factory=lambda: [0.5, 1.0, 1.1, 1.2, 1.3, 1.5])
+    strengths: list[float] = field(default_factory=lambda: [0.5, 1.0, 1.1, 1.2, 1.3])
     published: list[str] = field(default_factory=lambda: list(PUBLISHED))
-    gammas: list[float] = field(default_factory=lambda: [0.025, 0.05, 0.1, 0.2, 0.4])
+    gammas: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2, 0.4])
     alphas: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0, 4.0])
     head_counts: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
     prompt: str = "describe the image. mention only what is clearly there."

@@ -134,7 +134,7 @@ def _published(
     facts: dict[str, Any] = {}
     for name in config.published:
         if name == "save":
-            presence = examination(exam.name, exam.samples, 1, counted, config.seed).presence
+            presence = examination(exam.name, exam.samples, config.n_questions, counted, config.seed).presence
             asked = [each for some in presence.values() for each in some]
             made.append(save(model, sae, layer, [sample for sample, _ in asked], answer(model, asked, config), config))
         elif name == "ssl":
@@ -188,7 +188,7 @@ def _test(
         for name, draws in conditions.items():
             sheets = []
             for steering, strength in draws:
-                same = (steering.features or steering.name, strength)
+                same = steering.identity, strength
                 if same not in seen:
                     seen[same] = clean if steering is UNSTEERED else examine(model, exam, steering, strength, config)
                 sheets.append(seen[same])

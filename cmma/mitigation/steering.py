@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -33,7 +32,8 @@ class Steering:
         under: what is in force while a batch is generated, at a strength.
         strengths: what is tried of the strength on the calibration images.
         prompt: instruction for captions; empty = the model's own.
-        features: latents of the dictionary that it changes, where it changes some.
+        features: latents of the dictionary that it changes or moves along, where it has some.
+        scales: it scales these features, and so does the same whatever its name.
         signed: a negative strength is the opposite, and should raise what a positive one lowers.
     """
 
@@ -42,7 +42,13 @@ class Steering:
     strengths: tuple[float, ...] = (1.0,)
     prompt: str = ""
     features: tuple[int, ...] = ()
+    scales: bool = False
     signed: bool = False
+
+    @property
+    def identity(self) -> object:
+        """Equal for two that do the same at equal strength."""
+        return self.features if self.scales else self.name
 
 
 UNSTEERED = Steering("clean")
@@ -57,7 +63,7 @@ def feature_steering(
     def under(strength: float, samples: Sequence[Sample]) -> AbstractContextManager[object]:
         return splice(model, layer, _weaker(sae, features, strength, config))
 
-    return Steering(name, under, tuple(config.strengths), features=tuple(features), signed=True)
+    return Steering(name, under, tuple(config.strengths), features=tuple(features), scales=True, signed=True)
 
 
 def feature_controls(
@@ -100,8 +106,3 @@ def edits(model: MultimodalModel, changes: Sequence[tuple[str, TokenEdit]]) -> I
         for site, change in changes:
             stack.enter_context(Edit(model, site, change))
         yield
-
-
-def with_name(steering: Steering, name: str, **changes: Any) -> Steering:
-    """The same steering under another name."""
-    return replace(steering, name=name, **changes)
