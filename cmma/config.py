@@ -18,6 +18,7 @@ from cmma.checks import at_least, one_of
 from cmma.cmig.config import CMIGConfig
 from cmma.errors import ConfigError
 from cmma.evaluation.config import SAEMetricConfig
+from cmma.mitigation.config import MitigationConfig
 from cmma.models.spec import ModelSpec
 from cmma.phases.config import PhasesConfig
 from cmma.sae.config import OptimConfig, SAEConfig
@@ -254,6 +255,7 @@ class Config:
     trace: TraceConfig = field(default_factory=TraceConfig)
     intervention: InterventionConfig = field(default_factory=InterventionConfig)
     phases: PhasesConfig = field(default_factory=PhasesConfig)
+    mitigation: MitigationConfig = field(default_factory=MitigationConfig)
     cmig: CMIGConfig = field(default_factory=CMIGConfig)
     metric: MetricConfig = field(default_factory=MetricConfig)
     sae_metric: SAEMetricConfig = field(default_factory=SAEMetricConfig)

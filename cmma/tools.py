@@ -34,6 +34,7 @@ COLUMNS = {
     "interpret": {"samples": "samples", "live": "live", "shares": "class shares in percent"},
     "trace": {"method": "method", "n_used": "images", "total_effect": "total effect", "strongest": "strongest cell"},
     "intervene": {"kind": "kind", "readout": "readout", "shift": "shift", "d": "d"},
+    "mitigate": {"selection": "selection", "strength": "strength", "object_change": "change of object rate in percent"},
     "build-cmig": {"features": "features", "samples": "samples", "pairs": "pairs", "significant_excess": "significant"},
     "evaluate-sae": {
         "arch": "arch", "layer": "layer", "n_records": "records", "fvu": "FVU", "dead_fraction": "dead",

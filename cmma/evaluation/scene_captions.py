@@ -7,7 +7,8 @@
   Rate: of the relations stated between mentions that both fit an object.
 
 So one wrong word is counted under one heading. Objects that the scene holds but the image does not show (the invisible
-partners of the training split) are not there.
+partners of the training split) are not there. What is said *of* an object that is not there falls under neither of the
+last two; `SceneCounts` counts it with the rest in `false_phrases` and `false_statements`.
 """
 
 from __future__ import annotations
@@ -54,7 +55,11 @@ class SceneHallucination:
 
 @dataclass(frozen=True)
 class SceneCounts:
-    """One caption: how many claims of each kind it makes, and how many are wrong."""
+    """One caption: how many claims of each kind it makes, and how many are wrong.
+
+    Beside the module's three: `phrases` state an attribute of whatever object, and `false_phrases` fit none that is
+    visible; `statements` are all relations stated, and `false_statements` hold between no two visible objects.
+    """
 
     mentions: int
     absent_objects: int
@@ -64,6 +69,10 @@ class SceneCounts:
     wrong_relations: int
     visible: int
     described: int
+    phrases: int
+    false_phrases: int
+    statements: int
+    false_statements: int
 
 
 def visible_objects(sample: Sample) -> dict[int, dict[str, Any]]:
@@ -87,11 +96,9 @@ def score_scene_caption(caption: str, sample: Sample) -> SceneCounts:
     ]  # fmt: skip
     holds = {(i, name, j) for i, name, j in sample.meta.get("relations", [])}
     sides = [(_fitting(r.subject, objects), r.relation, _fitting(r.other, objects)) for r in parse_relations(caption)]
-    stated = [
-        any((i, name, j) in holds for i, j in product(subjects, others))
-        for subjects, name, others in sides
-        if subjects and others
-    ]
+    true = [any((i, name, j) in holds for i, j in product(subjects, others)) for subjects, name, others in sides]
+    stated = [found for found, (subjects, _, others) in zip(true, sides, strict=True) if subjects and others]
+    phrases = [fits for mention, fits in zip(mentions, fitting, strict=True) if len(mention.stated) > 1]
     return SceneCounts(
         mentions=len(mentions),
         absent_objects=sum(mention.shape not in shapes for mention in mentions),
@@ -101,6 +108,10 @@ def score_scene_caption(caption: str, sample: Sample) -> SceneCounts:
         wrong_relations=stated.count(False),
         visible=len(objects),
         described=len({index for fits in fitting for index in fits}),
+        phrases=len(phrases),
+        false_phrases=sum(not fits for fits in phrases),
+        statements=len(true),
+        false_statements=true.count(False),
     )
 
 

@@ -51,13 +51,18 @@ class Vocabulary:
 
     def mentions(self, caption: str) -> list[Mention]:
         """Every mention in the caption, in order; repeated mentions are repeated."""
-        words = _WORD.findall(caption.lower())
-        found, start = [], 0
+        return list(self.located(caption).values())
+
+    def located(self, caption: str) -> dict[tuple[int, int], Mention]:
+        """The same, each with the characters of the caption where it begins and ends."""
+        words = list(_WORD.finditer(caption.lower()))
+        found, start = {}, 0
         while start < len(words):
             for length in range(min(self._longest, len(words) - start), 0, -1):
-                phrase = " ".join(words[start : start + length])
+                part = words[start : start + length]
+                phrase = " ".join(word[0] for word in part)
                 if phrase in self.node_of:
-                    found.append(Mention(phrase, self.node_of[phrase]))
+                    found[part[0].start(), part[-1].end()] = Mention(phrase, self.node_of[phrase])
                     start += length
                     break
             else:

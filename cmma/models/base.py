@@ -124,6 +124,14 @@ class MultimodalModel(ABC):
             raise UnknownSite(f"{self.spec.name} has no site {name!r}; the nearest are {', '.join(near)}")
         return self._sites[name]
 
+    def n_heads(self, site: str) -> int:
+        """Number of attention heads whose outputs lie side by side in a site `heads` or `cross_heads`.
+
+        Raises:
+            UnknownSite: no such site; some attentions (open_clip's) are one function, inside which no head can be seen.
+        """
+        raise UnknownSite(f"{self.spec.name} has no sites of single heads, and so none called {site!r}")
+
     def site_names(self) -> list[str]:
         """Every site, in table order."""
         return list(self._sites)

@@ -94,6 +94,10 @@ class LlavaModel(MultimodalModel):
         turn = [{"role": "user", "content": content}]
         return self.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
 
+    def n_heads(self, site: str) -> int:
+        """See `MultimodalModel.n_heads`; those of the language model."""
+        return self.config.get_text_config().num_attention_heads
+
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer as it follows the prompt."""
         return self.tokenizer(answer, add_special_tokens=False)["input_ids"]

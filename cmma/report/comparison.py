@@ -21,7 +21,7 @@ def tables(inputs: ReportInputs) -> dict[str, Table]:
     made = [
         sae_quality(inputs), spliced(inputs), pairs(inputs), specialisation(inputs),
         _beside("hallucination", "Hallucination: change of the rate under intervention (paper, 5.5.1)",
-                references.HALLUCINATION, inputs.hallucination, inputs.commands.get("hallucination", "")),
+                references.HALLUCINATION, inputs.hallucination, inputs.commands.get("mitigate", "")),
         evaluation(inputs), causal_trace(inputs), interventions(inputs),
         _beside("cmig", "Cross-modal interaction graph (paper, 5.2)",
                 references.NETWORK, inputs.network, inputs.commands.get("build-cmig", "")),

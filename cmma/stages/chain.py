@@ -56,6 +56,10 @@ def not_applicable(stage: str, config: Config) -> str | None:
     writes_words = config.model.family in ("llava", "blip")
     if stage == "trace" and config.trace.method == "logit_lens" and not writes_words:
         return f"the logit lens reads states out as words, and {config.model.name} writes none"
+    if stage == "mitigate" and (config.model.family in ("clip", "stable_diffusion") or not config.model.prompt):
+        return f"there is no hallucination in captions to mitigate where {config.model.name} writes none"
+    if stage == "mitigate" and not shapes:
+        return "hallucination is told by the objects of the images, which only dataset=shapes knows"
     return None
 
 
@@ -66,6 +70,7 @@ _HEADLINES = {
     "interpret": ("live", "shares"),
     "trace": ("n_used", "clean", "corrupt", "strongest", "strongest_recovery"),
     "intervene": ("shift", "excess_over_random_features", "excess_over_random_directions"),
+    "mitigate": ("strength", "object_change", "reversed_object_change", "control_object_change"),
     "build-cmig": ("features", "pairs", "significant_excess"),
     "evaluate-sae": ("code_cosine", "modality_share", "recovered"),
     "evaluate": ("metrics",),

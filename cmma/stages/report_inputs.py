@@ -16,6 +16,7 @@ from cmma.figures import Gallery, from_json
 from cmma.report.inputs import ArtifactRef, ReportInputs, Shown
 from cmma.report.tables import Cell
 from cmma.stages.intervene import report_rows
+from cmma.stages.mitigate import hallucination_changes
 from cmma.stages.prepare_data import tars_of
 from cmma.stages.splits import resolve_split
 from cmma.stages.table import STAGES
@@ -45,7 +46,8 @@ def gather(config: Config, parents: Mapping[str, Artifact], overrides: Sequence[
             name: number for artifact in parents.values() for name, number in artifact.manifest["software"].items()
         },
         "causal": [
-            shown for name, artifact in parents.items() if name.startswith("trace:") for shown in _figures(artifact)
+            shown for name, artifact in parents.items() if name.startswith(("trace:", "mitigate"))
+            for shown in _figures(artifact)
         ],
     }
     if dictionary is not None:
@@ -66,6 +68,8 @@ def gather(config: Config, parents: Mapping[str, Artifact], overrides: Sequence[
     if "phases" in parents:
         parts["phases"] = _phases(parents["phases"], graph)
         parts["depth"] = _figures(parents["phases"])
+    if "mitigate" in parents and parents["mitigate"].path("test.parquet").is_file():
+        parts["hallucination"] = _hallucination(parents["mitigate"], config.mitigation.split)
     if "evaluate" in parents:
         parts["evaluation"] = _evaluation(parents["evaluate"])
     return ReportInputs(title=f"{config.model.name}: cross-modal mechanistic analysis", **parts)
@@ -127,6 +131,16 @@ def _interventions(artifacts: Sequence[Artifact]) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     table["p"] = table.groupby("condition", sort=False)["p"].transform(holm)
     return table
+
+
+def _hallucination(artifact: Artifact, split: str) -> dict[str, Cell]:
+    """Changes under the names of `cmma.report.references.HALLUCINATION`, and what this run measured beside."""
+    cells = hallucination_changes(artifact.read_table("test.parquet"), split)
+    return {
+        name: Cell(**cell, kind="95% CI", unit="%", digits=1, artifact=artifact.key) if cell["value"] is not None
+        else Cell("undefined: none before", artifact=artifact.key)
+        for name, cell in cells.items()
+    }
 
 
 def _network(graph: Artifact) -> dict[str, Cell]:

@@ -49,6 +49,9 @@ STAGES: dict[str, StageSpec] = {
     "intervene": StageSpec(
         "ablate, amplify, substitute, combine and clamp features", ("intervention",), ("interpret",)
     ),
+    "mitigate": StageSpec(
+        "make hallucination-prone features weaker, beside published ways and controls", ("mitigation",), ("train-sae",)
+    ),
     "build-cmig": StageSpec(
         "measure feature interactions and build the cross-modal graph", ("cmig",), ("interpret",), version=2,
         parallel=True,
@@ -75,6 +78,6 @@ STAGES: dict[str, StageSpec] = {
 
 # What the report shows when it exists; it waits for none of them.
 REPORTED = (
-    "cache-activations", "train-sae", "interpret", "trace", "intervene", "build-cmig", "phases", "evaluate-sae",
-    "evaluate",
+    "cache-activations", "train-sae", "interpret", "trace", "intervene", "mitigate", "build-cmig", "phases",
+    "evaluate-sae", "evaluate",
 )

@@ -101,3 +101,10 @@ def test_vocabulary_files(tmp_path):
         table.write_text(content)
         with pytest.raises(DataError, match=message):
             read_vocabulary(table)
+
+
+def test_located_mentions_are_where_their_words_are():
+    caption = "Two hot dogs; on the dining table, a hot dog"
+    found = KITCHEN.located(caption)
+    assert [caption[start:end] for start, end in found] == ["hot dogs", "dining table", "hot dog"]
+    assert list(found.values()) == KITCHEN.mentions(caption)

@@ -70,3 +70,11 @@ def test_captions_of_other_scenes_hallucinate():
 
 def test_invisible_objects_are_not_truth():
     assert visible_shapes(SCENE) == ["circle", "ring"]
+
+
+def test_what_is_said_of_absent_objects_is_counted_apart():
+    caption = "a red circle, a small yellow star. the red circle is left of a blue ring. the circle is above the star."
+    counts = score_scene_caption(caption, SCENE)
+    assert (counts.phrases, counts.false_phrases) == (4, 1)
+    assert (counts.statements, counts.false_statements) == (2, 1)
+    assert (counts.relations, counts.wrong_relations) == (1, 0)

@@ -30,6 +30,9 @@ SMALL = [
     "interpret.n_bootstrap=100", "trace.max_samples=6", "trace.noise.draws=1", "intervention.max_samples=8",
     "intervention.n_controls=2", "intervention.selection.n_samples=8", "intervention.selection.verify=8",
     "intervention.max_new_tokens=12", "cmig.n_features=5", "cmig.n_samples=8", "cmig.n_selection_samples=8",
+    "mitigation.n_calibration=6", "mitigation.n_held_out=4", "mitigation.candidates=4", "mitigation.n_features=[1]",
+    "mitigation.strengths=[1.0]", "mitigation.gammas=[0.05]", "mitigation.alphas=[1.0]", "mitigation.head_counts=[1]",
+    "mitigation.n_questions=6", "mitigation.n_controls=1", "mitigation.max_new_tokens=32", "mitigation.n_bootstrap=100",
     "cmig.random_graphs=5", "cmig.power_law_draws=20", "metric.n_samples=12", "metric.n_questions=24",
     "metric.batch_size=6", "metric.n_bootstrap=200", "launch.threads=1",
 ]
@@ -125,6 +128,17 @@ def test_the_trace_and_the_graph_hold_numbers(outputs):
     edges = only(outputs, "build-cmig").read_table("edges.parquet")
     assert len(edges) == 5 * 4
     assert edges["p_excess"].between(0, 1).all()
+
+
+def test_mitigation_tests_every_condition_on_images_that_chose_nothing(outputs):
+    made = only(outputs, "mitigate")
+    tested = made.read_table("test.parquet")
+    assert {"clean", "random features", "random direction"} <= set(tested["condition"]) or not made.summary["strength"]
+    said = pd.read_json(made.path("captions.jsonl"), lines=True)
+    assert said.groupby("split")["key"].nunique().to_dict() == {"balanced": 4, "counter": 4}
+    first = [f"counter-0-{index:08d}" for index in range(6)]
+    assert not set(first) & set(said["key"])
+    assert "toy_llava does not know the words" in made.summary["not_measured"]["prompt only"]
 
 
 def test_a_sweep_leaves_one_artifact_per_combination(outputs, tmp_path):
