@@ -50,7 +50,10 @@ STAGES: dict[str, StageSpec] = {
         "ablate, amplify, substitute, combine and clamp features", ("intervention",), ("interpret",)
     ),
     "mitigate": StageSpec(
-        "make hallucination-prone features weaker, beside published ways and controls", ("mitigation",), ("train-sae",)
+        "make hallucination-prone features weaker, beside published ways and controls",
+        ("mitigation",),
+        ("train-sae",),
+        chained=False,
     ),
     "build-cmig": StageSpec(
         "measure feature interactions and build the cross-modal graph", ("cmig",), ("interpret",), version=2,
