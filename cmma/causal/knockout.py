@@ -69,6 +69,7 @@ class _Cell:
 
     flow: Flow
     column: int
+    centre: int
     layers: range
 
 
@@ -109,43 +110,48 @@ def knock_out(
     width = width or scaled_window(max(depths.values(), default=DEPTH))
     clean_N = np.full(len(queries), np.nan)
     score_NL: dict[str, np.ndarray] = {}
-    centres: dict[str, tuple[int, ...]] = {}
-    found: list[Flow] = []
     cells: list[_Cell] = []
-    starts: dict[str, bool] = {}
+    resumes: dict[str, bool] = {}
     with progress("Knocking attention out", total=len(queries)) as bar:
         done = 0
         for batch, some in batches(model, queries, SAMPLES_AT_ONCE):
             clean_B, acts, groups = _clean_run(model, batch, some, readout)
             clean_N[done : done + len(some)] = clean_B.double().cpu()
             if not cells:
-                found = find_flows(model, groups, flows)
-                centres = {flow.name: _centres(model, flow, depths, layers) for flow in found}
-                score_NL = {flow.name: np.full((len(queries), len(centres[flow.name])), np.nan) for flow in found}
-                cells = [
-                    _Cell(flow, column, range(*window(centre, width, depths[flow.queries])))
-                    for flow in found
-                    for column, centre in enumerate(centres[flow.name])
-                ]
-                starts = {stream: _resumes(model, batch, some, acts, readout, clean_B, stream, depth)
-                          for stream, depth in depths.items()}
+                cells = _cells(model, find_flows(model, groups, flows), depths, width, layers)
+                for cell in cells:
+                    score_NL[cell.flow.name] = np.full((len(queries), cell.column + 1), np.nan)
+                for stream, depth in depths.items():
+                    resumes[stream] = _resumes(model, batch, some, acts, readout, clean_B, stream, depth)
             for together in _sharing(cells):
-                rows = [
-                    (row, cell)
-                    for cell in together
-                    for row in _with_both(groups, cell.flow).nonzero().flatten().tolist()
-                ]
+                rows = [(row, cell) for cell in together for row in _with_both(groups, cell.flow)]
                 for start in range(0, len(rows), rows_per_forward):
-                    chunk = rows[start : start + rows_per_forward]
-                    resume = starts[together[0].flow.queries]
+                    chunk, resume = rows[start : start + rows_per_forward], resumes[together[0].flow.queries]
                     scores = _scores(model, batch, some, acts, groups, chunk, readout, resume).double().cpu()
                     for (row, cell), score in zip(chunk, scores.tolist(), strict=True):
                         score_NL[cell.flow.name][done + row, cell.column] = score
             done += len(some)
             bar.advance(len(some))
+    centres = {name: tuple(cell.centre for cell in cells if cell.flow.name == name) for name in score_NL}
+    streams = {cell.flow.name: cell.flow.queries for cell in cells}
     keys = tuple(query.key for query in queries)
-    streams = {flow.name: flow.queries for flow in found}
     return KnockoutResult(keys, clean_N, score_NL, centres, streams, readout.name, width)
+
+
+def _cells(
+    model: MultimodalModel, flows: Sequence[Flow], depths: Mapping[str, int], width: int, layers: Sequence[int] | None
+) -> list[_Cell]:
+    """Every flow with every window; the columns of a flow are its centres."""
+    cells = []
+    for flow in flows:
+        depth = depths[flow.queries]
+        if wrong := [layer for layer in layers or () if not 0 <= layer < depth]:
+            raise ConfigError(
+                f"trace.layers holds {wrong[0]}; {flow.queries} layers of {model.spec.name} are 0 to {depth - 1}"
+            )
+        for column, centre in enumerate(range(depth) if layers is None else layers):
+            cells.append(_Cell(flow, column, centre, range(*window(centre, width, depth))))
+    return cells
 
 
 def _clean_run(
@@ -218,20 +224,10 @@ def _sharing(cells: Sequence[_Cell]) -> list[list[_Cell]]:
     return list(shared.values())
 
 
-def _with_both(groups: Groups, flow: Flow) -> Tensor:
-    """bool [B]: the rows that have positions of both groups."""
-    return groups[flow.queries][flow.target].any(dim=1) & groups[flow.keys][flow.source].any(dim=1)
-
-
-def _centres(
-    model: MultimodalModel, flow: Flow, depths: Mapping[str, int], layers: Sequence[int] | None
-) -> tuple[int, ...]:
-    depth = depths[flow.queries]
-    if wrong := [layer for layer in layers or () if not 0 <= layer < depth]:
-        raise ConfigError(
-            f"trace.layers holds {wrong[0]}; {flow.queries} layers of {model.spec.name} are 0 to {depth - 1}"
-        )
-    return tuple(range(depth)) if layers is None else tuple(layers)
+def _with_both(groups: Groups, flow: Flow) -> list[int]:
+    """The rows of the batch that have positions of both groups."""
+    both_B = groups[flow.queries][flow.target].any(dim=1) & groups[flow.keys][flow.source].any(dim=1)
+    return both_B.nonzero().flatten().tolist()
 
 
 def _depth(model: MultimodalModel, stream: str) -> int:
