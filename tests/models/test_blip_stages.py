@@ -41,8 +41,7 @@ def made(tmp_path_factory) -> dict[str, Artifact]:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [line for line in done.stdout.splitlines() if "left out" in line] == [
-        "mitigate left out: there is no hallucination in captions to mitigate where toy_blip writes none"]
+    assert "left out" not in done.stdout
     return {artifact.stage: artifact for artifact in list_artifacts(folder)}
 
 

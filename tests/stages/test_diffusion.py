@@ -46,8 +46,7 @@ def ran(tmp_path_factory) -> tuple[str, dict[str, Artifact]]:
 
 def test_every_stage_runs_but_those_that_read_images_or_captions(ran):
     said, made = ran
-    assert set(made) == set(STAGES) - {"mitigate"}
-    assert "mitigate left out: there is no hallucination in captions to mitigate" in said
+    assert set(made) == {name for name, spec in STAGES.items() if spec.chained}
     assert "trace:semantic_pair left out: a semantic pair swaps the image that is read" in said
 
 
@@ -57,7 +56,7 @@ def test_traces_and_interventions_measure_denoising(ran):
     assert made["trace"].summary["readout"] == "denoising"
     assert made["trace"].summary["clean"] < 0  # minus a mean squared error
     assert made["intervene"].summary["readout"] == "denoising"
-    assert made["build-cmig"].summary["cost"]["readout"] == "denoising"
+    assert made["build-cmig"].summary["readout"] == "denoising"
     assert not made["build-cmig"].summary["cost"]["resumes"]
 
 
