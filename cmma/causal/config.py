@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cmma.causal.method_configs import AttributionConfig, KnockoutConfig, LogitLensConfig, SAEAttributionConfig
+from cmma.causal.method_configs import (
+    MODULES,
+    AttributionConfig,
+    KnockoutConfig,
+    LogitLensConfig,
+    SAEAttributionConfig,
+)
 from cmma.checks import one_of, positive
 from cmma.errors import ConfigError
 
@@ -54,7 +60,9 @@ class TraceConfig:
         split: split of the data set that is run; pairs need a split of pairs.
         replacement: what `token_replacement` swaps in the question: `pair` takes the question of an image pair, the
             others one of the shapes world's counterfactual sets (docs/testbed.md).
-        module: what is restored at a layer: `residual` (the stream after it), `mlp` or `attention` (what each adds).
+        module: what is restored at a layer: `residual` (the stream after it); what a module adds: `mlp`, `attention`
+            (self-attention; in a U-Net the attention that reads the text), `self_attention`, `cross_attention`; or one
+            head at a time of an attention: `head`, `cross_head`.
         window: layers restored together, centred on the row's layer. ROME takes 10 for mlp and attention.
         stream: tower that is patched: `language`; `vision` or `text` where there are two; `decoder`, which writes the
             answer where the question has an encoder; `unet` of a diffusion model. Empty = language, vision in a dual
@@ -63,6 +71,8 @@ class TraceConfig:
         image_positions: image patches as groups: `objects` (by mask; whole without one), `each`, `whole` or `none`.
         text_positions: prompt tokens after the image: `each` (counted back from the last), `whole` or `none`. The
             last token is a group in any case.
+        positions: names of the position groups that are restored; `everything` is all positions together. Empty = all
+            groups; for single heads, `everything`.
         readout: `auto` = probability for noise, logit_difference for pairs, cosine for a dual encoder,
             denoising (minus the error) for a diffusion model.
         max_samples: samples (or pairs) used, from the first.
@@ -87,6 +97,7 @@ class TraceConfig:
     layers: list[int] | None = None
     image_positions: str = "objects"
     text_positions: str = "each"
+    positions: list[str] = field(default_factory=list)
     readout: str = "auto"
     max_samples: int = 64
     correct_only: bool = True
@@ -101,13 +112,18 @@ class TraceConfig:
     def __post_init__(self) -> None:
         one_of("trace.method", self.method, TRACE_METHODS)
         one_of("trace.replacement", self.replacement, REPLACEMENTS)
-        one_of("trace.module", self.module, ("residual", "mlp", "attention"))
+        one_of("trace.module", self.module, MODULES)
         one_of("trace.stream", self.stream, ("", "language", "vision", "text", "decoder", "unet"))
         one_of("trace.image_positions", self.image_positions, ("objects", "each", "whole", "none"))
         one_of("trace.text_positions", self.text_positions, ("each", "whole", "none"))
         one_of("trace.readout", self.readout, READOUTS)
         for name in ("window", "max_samples", "rows_per_forward"):
             positive(f"trace.{name}", getattr(self, name))
+        if self.window > 1 and self.module in ("head", "cross_head"):
+            raise ConfigError(
+                f"trace.window={self.window} restores layers together, and a head has no counterpart in other layers; "
+                "take trace.window=1"
+            )
         if self.method == "noise" and self.readout == "logit_difference":
             raise ConfigError(
                 "trace.readout=logit_difference needs the second answer of a pair, which trace.method=noise has not; "

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from cmma.causal.flows import Flow, Groups, find_flows, flow_groups
+from cmma.causal.modules import window
 from cmma.causal.queries import Query
 from cmma.causal.readout import Readout, batches
-from cmma.causal.tracing import window
 from cmma.console import progress, warn
 from cmma.errors import ConfigError, DataError
 from cmma.hooks import Knockout, Trace

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from cmma.checks import at_least, one_of, positive
 from cmma.errors import ConfigError
 
+MODULES = ("residual", "mlp", "attention", "self_attention", "cross_attention", "head", "cross_head")
+
 
 @dataclass(frozen=True)
 class KnockoutConfig:
@@ -86,7 +88,7 @@ class AttributionConfig:
 
     Attributes:
         corruption: what makes the corrupt run: `semantic_pair`, `token_replacement` or `noise`.
-        modules: what is restored, one map each: `residual`, `mlp`, `attention`.
+        modules: what is restored, one map each; as `trace.module`, with `head` for every single head.
         steps: 1 = the derivative in the corrupt run; more = its mean on the way to the clean one
             (EAP-IG takes 5 to 30).
         edges: also what each module says to each later one, where the stream's modules add to it (LLaVA, CLIP).
@@ -104,7 +106,7 @@ class AttributionConfig:
     def __post_init__(self) -> None:
         one_of("trace.attribution.corruption", self.corruption, ("semantic_pair", "token_replacement", "noise"))
         for module in self.modules:
-            one_of("trace.attribution.modules", module, ("residual", "mlp", "attention"))
+            one_of("trace.attribution.modules", module, MODULES)
         at_least("trace.attribution.exact", self.exact, 0)
         for name in ("steps", "top"):
             positive(f"trace.attribution.{name}", getattr(self, name))

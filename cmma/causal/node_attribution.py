@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmma.causal.patching import Positions, Run
+from cmma.causal.patching import Part, Positions, Run
 from cmma.causal.readout import Readout
 from cmma.errors import DataError
 from cmma.hooks import Edit, TokenEdit, Trace, Where
@@ -26,7 +26,7 @@ def patch_estimates(
     model: MultimodalModel,
     clean: Run,
     corrupt: Run,
-    rows: Mapping[str, str],
+    rows: Mapping[str, str | Part],
     positions: Positions,
     readout: Readout,
     steps: int = 1,
@@ -39,8 +39,8 @@ def patch_estimates(
 
     Args:
         clean, corrupt: a pair of runs, one row each.
-        rows: name → site, all of one stream.
-        positions: name of a group → positions in the stream.
+        rows: name → site, or some channels of it (one head), all of one stream.
+        positions: name of a group → positions in the stream; None = all of them.
         steps: 1 = the derivative in the corrupt run. More: its mean over runs whose inputs to the stream lie at the
             midpoints of `steps` equal pieces of the way from the corrupt to the clean run.
 
@@ -50,7 +50,8 @@ def patch_estimates(
     Raises:
         DataError: the two runs differ in length.
     """
-    sites = list(dict.fromkeys(rows.values()))
+    parts = [row if isinstance(row, Part) else Part(row) for row in rows.values()]
+    sites = list(dict.fromkeys(part.site for part in parts))
     clean_acts, corrupt_acts = (traced(model, run, sites, readout) for run in (clean, corrupt))
     for site in sites:
         if clean_acts[site].shape != corrupt_acts[site].shape:
@@ -58,12 +59,14 @@ def patch_estimates(
                 f"sample {clean.query.key!r}: {site} has {clean_acts[site].shape[1]} positions when clean, when "
                 f"corrupt {corrupt_acts[site].shape[1]}; attribution needs pairs of equal length"
             )
-    effect_S = dict.fromkeys(sites, torch.zeros(()))
+    effect_SD = {site: torch.zeros(acts_1SD.shape[1:], dtype=torch.float64) for site, acts_1SD in clean_acts.items()}
     for inputs in path_inputs(model, clean, corrupt, sites[0].split(".")[0], readout, steps):
         for site, gradient in zip(sites, input_gradients(model, corrupt, inputs, sites, readout), strict=True):
-            step_S = ((clean_acts[site] - corrupt_acts[site]) * gradient).double().sum(dim=-1)[0].cpu()
-            effect_S[site] = effect_S[site] + step_S / steps
-    return np.array([[float(effect_S[site][at.cpu()].sum()) for at in positions.values()] for site in rows.values()])
+            effect_SD[site] += ((clean_acts[site] - corrupt_acts[site]) * gradient)[0].double().cpu() / steps
+    return np.array([
+        [float(effect_S.sum() if at is None else effect_S[at.cpu()].sum()) for at in positions.values()]
+        for effect_S in (effect_SD[part.site][:, part.channels].sum(dim=1) for part in parts)
+    ])  # fmt: skip
 
 
 def path_inputs(

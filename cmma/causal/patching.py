@@ -2,51 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cmma.causal.queries import Query
+from cmma.causal.passes import (
+    Case,
+    Cell,
+    Part,
+    Run,
+    chunks,
+    joined_scores,
+    run_scores,
+    streams_needed,
+    whole_scores,
+    why_whole,
+)
 from cmma.causal.readout import Readout
 from cmma.causal.result import PatchResult
 from cmma.console import progress, warn
 from cmma.errors import DataError
-from cmma.hooks import Edit, TokenEdit, Trace, Where
-from cmma.hooks.resume import AGREE, BLOCK, inputs_above, other_tops, resumed
+from cmma.hooks import Edit, Trace
+from cmma.hooks.joined import Prefix, keeping_prefix
+from cmma.hooks.resume import AGREE
 from cmma.models.base import Batch, MultimodalModel
 
-Positions = Mapping[str, Tensor]
-"""Name of a position group → positions in the stream that is patched, int64 [P]."""
+__all__ = ["Part", "Positions", "Run", "activation_patch", "run_scores"]
 
+Positions = Mapping[str, Tensor | None]
+"""Name of a position group → positions in the stream that is patched, int64 [P]; None = all of them."""
 
-@dataclass(frozen=True)
-class Run:
-    """One input of the model: a collated batch of a single row, with the edits in force while it runs.
+CASES_AT_ONCE = 8
+"""Cases of equal shapes whose clean and corrupt runs, and cells where a prefix is kept, share passes."""
 
-    Attributes:
-        query: what is asked, and what the readout measures.
-        batch: what `model.collate` made of it; every tensor's leading dimension is the row.
-        edits: (site, edit) pairs, applied in this order and before any patch.
-    """
-
-    query: Query
-    batch: Batch
-    edits: tuple[tuple[str, TokenEdit], ...] = ()
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """What one row of a patched batch restores."""
-
-    row: int
-    group: int
-    sites: tuple[str, ...]
-    positions: Tensor
+Sites = Sequence[str | Part]
+"""What one row restores together; a plain name stands for all channels of the site."""
 
 
 @torch.no_grad()
@@ -54,7 +50,7 @@ def activation_patch(
     model: MultimodalModel,
     clean: Sequence[Run],
     corrupt: Sequence[Run],
-    sites: Mapping[str, Sequence[str]] | Sequence[str],
+    sites: Mapping[str, Sites] | Sequence[str],
     positions: Sequence[Positions],
     readout: Readout,
     *,
@@ -68,12 +64,15 @@ def activation_patch(
     corrupt batch is repeated, its own edits (the noise) give every copy the same values, and each copy is patched
     at its own sites and positions. So a cell's score does not depend on which cells it shares a pass with.
 
-    Where a row restores one residual stream, the pass starts there, from the cached corrupt stream: nothing below it
-    can change. That is checked on the first case; where it does not reproduce the corrupt run, whole passes are run.
+    What nothing changes is not computed again (`cmma.hooks.joined`): a cell joins its pass at the first layer that it
+    restores, from the cached corrupt stream; towers that it cannot reach are given; in a causal stream the positions
+    before it are kept as keys and values; and positions at which both runs hold the same, bit for bit, need no
+    restoring. That is checked on cells of the first case; where it does not reproduce whole passes, these are run.
 
     Args:
         clean, corrupt: the cases, one row each, of equal length pairwise.
-        sites: what each row of the result restores: names of sites, or row name → sites restored together.
+        sites: what each row of the result restores: names of sites, or row name → sites (or `Part`s of them, such as
+            single heads) restored together.
         positions: position groups of each case; a case may lack a group.
         readout: scores of a batch, higher for the clean answer.
         correct: whether the clean run answers right; None if every case counts.
@@ -81,8 +80,9 @@ def activation_patch(
 
     Raises:
         DataError: no case is left, or a pair whose runs differ in length at a patched site.
+        UnknownSite: a site that the model does not have.
     """
-    rows = {name: tuple(group) for name, group in _named(sites).items()}
+    rows = {name: tuple(map(_part, group)) for name, group in _named(sites).items()}
     groups = tuple(dict.fromkeys(name for each in positions for name in each))
     correct_C = np.ones(len(clean), dtype=bool) if correct is None else np.asarray(correct, dtype=bool)
     if not len(clean) or (correct_only and not correct_C.any()):
@@ -91,142 +91,144 @@ def activation_patch(
     score_CRG = np.full((len(clean), len(rows), len(groups)), np.nan)
     low_C, high_C = np.full(len(clean), np.nan), np.full(len(clean), np.nan)
     used = [case for case in range(len(clean)) if correct_C[case] or not correct_only]
-    wanted = tuple(dict.fromkeys(site for row in rows.values() for site in row))
-    above = tuple(other_tops(model, wanted[0]))
-    resumes = resumable(rows, [corrupt[case] for case in used])
-    with progress("Patching activations", total=sum(len(rows) * len(positions[case]) for case in used)) as bar:
-        for case in used:
-            high_C[case], clean_acts = _traced(model, clean[case], wanted, readout)
-            low_C[case], corrupt_acts = _traced(model, corrupt[case], (*wanted, *above), readout)
-            _check_aligned(clean[case], corrupt[case], clean_acts, corrupt_acts)
-            cells = [
-                _Cell(row, groups.index(name), row_sites, where)
-                for row, row_sites in enumerate(rows.values())
-                for name, where in positions[case].items()
-            ]
-            if resumes and case == used[0]:
-                resumes = _resuming_is_exact(model, corrupt[case], wanted, corrupt_acts, readout, low_C[case])
-            for chunk in _chunks(cells, rows_per_forward, by_row=resumes):
-                run = _resumed_scores if resumes else _patched_scores
-                scores = run(model, corrupt[case], chunk, clean_acts, corrupt_acts, readout)
-                for cell, score in zip(chunk, scores.tolist(), strict=True):
-                    score_CRG[case, cell.row, cell.group] = score
-                bar.advance(len(chunk))
+    passes = _Passes(model, rows, [corrupt[index] for index in used], readout, rows_per_forward)
+    with progress("Patching activations", total=sum(len(rows) * len(positions[index]) for index in used)) as bar:
+        for some in passes.together([corrupt[index] for index in used]):
+            indices = [used[place] for place in some]
+            cells, held = [], False
+            while not held:
+                cases = passes.cases([clean[index] for index in indices], [corrupt[index] for index in indices])
+                cells = [
+                    Cell.of(case, row, groups.index(name), parts, where)
+                    for case, index in zip(cases, indices, strict=True)
+                    for row, parts in enumerate(rows.values())
+                    for name, where in positions[index].items()
+                ]
+                held = passes.hold(cells)
+            index_of = dict(zip(cases, indices, strict=True))
+            for case, index in index_of.items():
+                low_C[index], high_C[index] = case.low, case.high
+            for cell, score in passes.scores(cells):
+                score_CRG[index_of[cell.case], cell.row, cell.group] = score
+            bar.advance(len(cells))
 
     keys = tuple(run.query.key for run in clean)
     return PatchResult(tuple(rows), groups, keys, score_CRG, low_C, high_C, correct_C, correct_only, readout.name)
 
 
-@torch.no_grad()
-def run_scores(model: MultimodalModel, run: Run, readout: Readout, rows: int = 1) -> Tensor:
-    """Readout of a run as it is, [rows]."""
-    with ExitStack() as stack:
-        for site, edit in run.edits:
-            stack.enter_context(Edit(model, site, edit))
-        return readout(run.batch, [run.query] * rows)
+class _Passes:
+    """The quickest passes that are exact for these rows: decided by what they restore, and checked on the first case.
 
-
-def restore(clean_SD: Tensor, chosen_RS: Tensor) -> TokenEdit:
-    """An edit that puts clean activations back at the chosen positions of each row.
-
-    Args:
-        clean_SD: the clean run's activations at the site.
-        chosen_RS: bool, which positions of which row of the batch are restored.
+    Attributes:
+        joins: cells join passes at their first layer. prefix: and the positions before them are kept.
     """
 
-    def put_back(acts_ND: Tensor, modality_N: Tensor, where: Where) -> Tensor:
-        chosen_N = chosen_RS.to(acts_ND.device)[where.batch_index, where.position]
-        return torch.where(chosen_N[:, None], clean_SD.to(acts_ND)[where.position], acts_ND)
+    def __init__(
+        self, model: MultimodalModel, rows: Mapping[str, tuple[Part, ...]], corrupt: Sequence[Run], readout: Readout,
+        size: int,
+    ) -> None:  # fmt: skip
+        self._model, self._readout, self._size = model, readout, size
+        self._sites = tuple(dict.fromkeys(part.site for parts in rows.values() for part in parts))
+        reason = why_whole(model, rows, corrupt)
+        self.joins, self._checked = not reason, False
+        self.prefix = self.joins and self._sites[0].startswith(f"{model.prefix_stream}.")
+        self._streams = streams_needed(model, rows) if self.joins else []
+        if reason:
+            warn(f"{model.spec.name}: {reason}; every cell takes a whole pass")
 
-    return TokenEdit(put_back, tokens="every", phase="prefill")
+    def together(self, corrupt: Sequence[Run]) -> list[list[int]]:
+        """Which cases are run together: some of equal shapes, so that a batch holds them all without padding."""
+        alike: dict[object, list[int]] = defaultdict(list)
+        for index, run in enumerate(corrupt):
+            alike[tuple((name, value.shape) for name, value in run.batch.items())].append(index)
+        size = max(1, min(CASES_AT_ONCE, self._size // 2))
+        return [some[start : start + size] for some in alike.values() for start in range(0, len(some), size)]
 
+    def cases(self, clean: Sequence[Run], corrupt: Sequence[Run]) -> list[Case]:
+        """What the passes of some cases of equal shapes need."""
+        runs = list({id(run): run for run in (*clean, *corrupt)}.values())
+        traced: dict[int, _Traced] = {}
+        for some in ([run for run in runs if not run.edits], *([run] for run in runs if run.edits)):
+            if some:
+                traced |= {id(run): found for run, found in zip(some, self._traced(some), strict=True)}
+        cases = []
+        for one, other in zip(clean, corrupt, strict=True):
+            high, low = traced[id(one)], traced[id(other)]
+            _check_aligned(one, other, high.acts, low.acts)
+            cases.append(Case(other, low.score, high.score, high.acts, low.acts, low.prefix))
+        return cases
 
-def resumable(rows: Mapping[str, Sequence[str]], corrupt: Sequence[Run]) -> bool:
-    """Whether every row restores one residual stream, above everything that the corrupt runs edit in its tower."""
-    lowest: dict[str, int] = {}
-    for sites in rows.values():
-        block = BLOCK.match(sites[0])
-        if len(sites) > 1 or block is None:
-            return False
-        lowest[block["tower"]] = min(lowest.get(block["tower"], int(block["layer"])), int(block["layer"]))
-    return all(_below(site, lowest) for run in corrupt for site, _ in run.edits)
+    def scores(self, cells: Sequence[Cell]) -> list[tuple[Cell, float]]:
+        """Every cell with its score; one that restores nothing is the corrupt run."""
+        found = [(cell, cell.case.low) for cell in cells if not len(cell.positions)]
+        cells = [cell for cell in cells if len(cell.positions)]
+        apart = [cells] if self.prefix else [list(own) for _, own in groupby(cells, key=lambda cell: id(cell.case))]
+        for some in apart:
+            order = chunks(some, self._size, self.prefix) if self.joins else _slices(some, self._size)
+            for chunk in order:
+                found += zip(chunk, self._run(chunk).tolist(), strict=True)
+        return found
 
+    def _run(self, cells: Sequence[Cell]) -> Tensor:
+        if self.joins:
+            return joined_scores(self._model, cells, self._readout, self.prefix)
+        return whole_scores(self._model, cells, self._readout)
 
-def _below(edited: str, lowest: Mapping[str, int]) -> bool:
-    """Whether an edit at a site is in the stream already where the lowest row of its tower begins."""
-    for tower, layer in lowest.items():
-        if edited.startswith(tower):
-            number, port = edited.removeprefix(tower).split(".", 1)
-            return int(number) < layer or (int(number) == layer and port != "resid_post")
-    return True
+    def hold(self, cells: Sequence[Cell]) -> bool:
+        """Whether the passes reproduce whole ones on corner cells of the first case; if not, says so, takes others."""
+        cells = [cell for cell in cells if len(cell.positions)]
+        cells = [cell for cell in cells if cell.case is cells[0].case]
+        if not self.joins or self._checked or not cells:
+            return True
+        corners = [cells[index] for index in dict.fromkeys((0, _last_of_row(cells, cells[0].row), len(cells) - 1))]
+        expected = whole_scores(self._model, corners, self._readout)
+        bound = AGREE * max(1.0, float(expected.abs().max()))
+        self._checked = float((self._run(corners) - expected).abs().max()) <= bound
+        if not self._checked:
+            how = "keep the positions before the patch" if self.prefix else "begin at the patched layer"
+            warn(f"{self._model.spec.name}: passes that {how} do not reproduce whole ones, so they are not used")
+            self.prefix, self.joins = False, self.prefix
+        return self._checked
 
-
-def _resuming_is_exact(
-    model: MultimodalModel, corrupt: Run, sites: Sequence[str], corrupt_acts: Mapping[str, Tensor], readout: Readout,
-    low: float,
-) -> bool:  # fmt: skip
-    """Whether passes that start at the corrupt streams score like the corrupt run. Says so where they do not."""
-    nothing = torch.empty(0, dtype=torch.long)
-    for site in (sites[0], sites[-1]):
-        score = _resumed_scores(model, corrupt, [_Cell(0, 0, (site,), nothing)], corrupt_acts, corrupt_acts, readout)
-        if abs(float(score) - low) > AGREE * max(1.0, abs(low)):
-            warn(f"{model.spec.name}: passes that resume at {site} do not reproduce whole ones, which are run instead")
-            return False
-    return True
-
-
-def _resumed_scores(
-    model: MultimodalModel, corrupt: Run, cells: Sequence[_Cell], clean_acts: Mapping[str, Tensor],
-    corrupt_acts: Mapping[str, Tensor], readout: Readout,
-) -> Tensor:  # fmt: skip
-    """Scores [cells] of one pass that starts at the cells' common site, row r with cells[r] restored."""
-    (site,) = cells[0].sites
-    stream_RSD = corrupt_acts[site].repeat(len(cells), 1, 1)
-    for row, cell in enumerate(cells):
-        stream_RSD[row, cell.positions] = clean_acts[site][cell.positions]
-    layer = int(site.split(".")[-2])
-    above = inputs_above(model, layer, corrupt.batch).rows([0] * len(cells))
-    tops = {name: corrupt_acts[name].expand(len(cells), -1, -1) for name in other_tops(model, site)}
-    with resumed(model, {site: stream_RSD, **tops}):
-        return run_scores(model, Run(corrupt.query, above, corrupt.edits), readout, len(cells))
-
-
-def _patched_scores(
-    model: MultimodalModel, corrupt: Run, cells: Sequence[_Cell], clean_acts: Mapping[str, Tensor],
-    corrupt_acts: Mapping[str, Tensor], readout: Readout,
-) -> Tensor:  # fmt: skip
-    """Scores [cells] of one whole pass in which row r of the repeated corrupt batch restores cells[r]."""
-    chosen: dict[str, Tensor] = {}
-    for row, cell in enumerate(cells):
-        for site in cell.sites:
-            length = clean_acts[site].shape[0]
-            chosen.setdefault(site, torch.zeros(len(cells), length, dtype=torch.bool))[row, cell.positions.cpu()] = True
-    patches = tuple((site, restore(clean_acts[site], chosen_RS)) for site, chosen_RS in chosen.items())
-    repeated = Run(corrupt.query, corrupt.batch.rows([0] * len(cells)), corrupt.edits + patches)
-    return run_scores(model, repeated, readout, len(cells))
-
-
-def _chunks(cells: Sequence[_Cell], size: int, by_row: bool) -> Iterator[Sequence[_Cell]]:
-    """Cells that share a pass: `size` at a time, of one row only where the pass starts at the row's site."""
-    blocks = [list(block) for _, block in groupby(cells, key=lambda cell: cell.row)] if by_row else [cells]
-    for block in blocks:
-        for start in range(0, len(block), size):
-            yield block[start : start + size]
-
-
-def _traced(
-    model: MultimodalModel, run: Run, sites: Sequence[str], readout: Readout
-) -> tuple[float, dict[str, Tensor]]:
-    """Score of a single-row run and its activations [positions, width] at every site."""
-    with ExitStack() as stack:
-        for site, edit in run.edits:
-            stack.enter_context(Edit(model, site, edit))
-        acts = stack.enter_context(Trace(model, list(sites)))
-        score = float(readout(run.batch, [run.query]))
-        return score, {site: acts[site].flatten(0, -2) for site in sites}
+    def _traced(self, runs: Sequence[Run]) -> list[_Traced]:
+        """Score, activations [positions, width] at every site, and keys and values, of runs in one pass."""
+        sites = (*self._sites, *self._streams)
+        batch = Batch.cat([run.batch for run in runs])
+        unread = self.prefix and bool(batch.answer_mask[:, -1].all())  # an answer's last token is predicted, not read
+        with ExitStack() as stack:
+            for site, edit in runs[0].edits:
+                stack.enter_context(Edit(self._model, site, edit))
+            acts = stack.enter_context(Trace(self._model, sites))
+            prefix = stack.enter_context(keeping_prefix(self._model)) if self.prefix else []
+            scores = self._readout(batch, [run.query for run in runs]).tolist()
+        found = {site: acts[site].reshape(len(runs), -1, acts[site].shape[-1]) for site in acts}
+        found = {site: acts_RSD[:, :-1] if unread else acts_RSD for site, acts_RSD in found.items()}
+        return [
+            _Traced(score, {site: acts_RSD[row] for site, acts_RSD in found.items()},
+                    [(keys[row : row + 1], values[row : row + 1]) for keys, values in prefix])
+            for row, score in enumerate(scores)
+        ]
 
 
-def _named(sites: Mapping[str, Sequence[str]] | Sequence[str]) -> Mapping[str, Sequence[str]]:
+class _Traced(NamedTuple):
+    score: float
+    acts: Mapping[str, Tensor]
+    prefix: Prefix
+
+
+def _last_of_row(cells: Sequence[Cell], row: int) -> int:
+    return max(index for index, cell in enumerate(cells) if cell.row == row)
+
+
+def _slices(cells: Sequence[Cell], size: int) -> list[Sequence[Cell]]:
+    return [cells[start : start + size] for start in range(0, len(cells), size)]
+
+
+def _part(site: str | Part) -> Part:
+    return site if isinstance(site, Part) else Part(site)
+
+
+def _named(sites: Mapping[str, Sites] | Sequence[str]) -> Mapping[str, Sites]:
     return sites if isinstance(sites, Mapping) else {site: (site,) for site in sites}
 
 

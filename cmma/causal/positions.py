@@ -17,7 +17,7 @@ from cmma.errors import ConfigError
 from cmma.modality import Modality
 from cmma.models.base import MultimodalModel
 
-LAST, CLS, START = "last", "CLS", "start"
+LAST, CLS, START, EVERYTHING = "last", "CLS", "start", "everything"
 
 
 def position_groups(

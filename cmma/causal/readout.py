@@ -81,18 +81,20 @@ class AnswerReadout(Readout):
         return self.model.answer_logits(batch)
 
     def _first_tokens(self, queries: Sequence[Query]) -> tuple[Tensor, Tensor]:
-        answers, others = [], []
-        for query in queries:
-            if not query.other:
-                raise DataError(f"sample {query.key!r}: logit_difference needs a second answer beside {query.answer!r}")
-            answers.append(self.model.answer_ids(query.answer)[0])
-            others.append(self.model.answer_ids(query.other)[0])
-            if answers[-1] == others[-1]:
-                raise DataError(
-                    f"sample {query.key!r}: {query.answer!r} and {query.other!r} begin with the same token, so their "
-                    "logit difference is always 0; take log_probability"
-                )
+        found = {id(query): self._first_token_pair(query) for query in {id(query): query for query in queries}.values()}
+        answers, others = zip(*(found[id(query)] for query in queries), strict=True)
         return torch.tensor(answers), torch.tensor(others)
+
+    def _first_token_pair(self, query: Query) -> tuple[int, int]:
+        if not query.other:
+            raise DataError(f"sample {query.key!r}: logit_difference needs a second answer beside {query.answer!r}")
+        answer, other = (self.model.answer_ids(text)[0] for text in (query.answer, query.other))
+        if answer == other:
+            raise DataError(
+                f"sample {query.key!r}: {query.answer!r} and {query.other!r} begin with the same token, so their "
+                "logit difference is always 0; take log_probability"
+            )
+        return answer, other
 
 
 class CosineReadout(Readout):
@@ -101,7 +103,8 @@ class CosineReadout(Readout):
     name = "cosine"
 
     def __call__(self, batch: Batch, queries: Sequence[Query]) -> Tensor:
-        return self.model.similarity(batch).diagonal()
+        image_BE, text_BE = self.model.embeddings(self.model(**batch))
+        return (image_BE * text_BE).sum(dim=1)
 
     def correct(self, batch: Batch, queries: Sequence[Query]) -> Tensor:
         """Of the batch's texts, the image is nearest to its own (or to an equal one)."""

@@ -7,9 +7,28 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from cmma.statistics.bootstrap import RESAMPLES, bootstrap_columns
+from cmma.statistics.bootstrap import RESAMPLES, Interval, bootstrap_columns, bootstrap_mean
 from cmma.statistics.correction import benjamini_hochberg
 from cmma.statistics.permutation import sign_flip_p
+
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class TotalEffect:
+    """Clean minus corrupt readout over images: mean with 95% BCa interval, and p of a sign-flip test of "none"."""
+
+    interval: Interval
+    p: float
+
+    @property
+    def corrupts(self) -> bool:
+        """Whether the corruption lowers the readout beyond chance, so that there is something to recover."""
+        return self.interval.value > 0 and self.p < ALPHA
+
+    def __str__(self) -> str:
+        does = "lowers the readout by" if self.corrupts else "does not corrupt: its total effect is"
+        return f"the corruption {does} {self.interval}, p = {self.p:.2g}"
 
 
 @dataclass(frozen=True)
@@ -114,13 +133,26 @@ class PatchResult:
             "low": self.low_C[case_V], "high": self.high_C[case_V],
         })  # fmt: skip
 
-    def totals(self) -> dict[str, float | int | str | bool]:
-        """What the whole trace is about: counts, mean clean and corrupt readout, total effect."""
+    def total_effect(self, n_resamples: int = RESAMPLES, n_permutations: int = 10_000, seed: int = 0) -> TotalEffect:
+        """What the corruption does to the readout, over the images behind the statistics."""
+        span_N = self.span_N
+        p = float(sign_flip_p(span_N, n_permutations, seed)) if len(span_N) else float("nan")
+        return TotalEffect(bootstrap_mean(span_N, n_resamples, seed), p)
+
+    def totals(self, seed: int = 0) -> dict[str, float | int | str | bool]:
+        """What the whole trace is about: counts, mean clean and corrupt readout over cases, total effect.
+
+        The total effect has its interval, standard error and p over images (see `total_effect`); `corrupts` says
+        whether it is beyond chance.
+        """
+        total = self.total_effect(seed=seed)
         used = self._used_C
         low, high = (float(scores[used].mean()) if used.any() else float("nan") for scores in (self.low_C, self.high_C))
         return {
             "readout": self.readout, "n_total": self.n_total, "n_correct": self.n_correct, "n_used": len(self.images),
             "correct_only": self.correct_only, "clean": high, "corrupt": low, "total_effect": high - low,
+            "total_effect_low": total.interval.low, "total_effect_high": total.interval.high,
+            "total_effect_se": total.interval.standard_error, "total_effect_p": total.p, "corrupts": total.corrupts,
         }  # fmt: skip
 
     @property

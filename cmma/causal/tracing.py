@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from cmma.causal.config import TraceConfig
 from cmma.causal.corruptions import contrast_runs, embedding_std, noise_runs, noise_site, single_run
-from cmma.causal.patching import Run, activation_patch
-from cmma.causal.positions import position_groups
+from cmma.causal.modules import HEADS, grid_layer, trace_rows
+from cmma.causal.patching import Positions, Run, Sites, activation_patch
+from cmma.causal.positions import EVERYTHING, position_groups
 from cmma.causal.queries import (
     Contrast,
     Query,
@@ -28,13 +29,20 @@ from cmma.data.samples import Sample
 from cmma.errors import ConfigError, DataError
 from cmma.models.base import MultimodalModel
 
-PORTS = {"residual": ("resid_post",), "mlp": ("mlp_out",), "attention": ("attn_out", "attn2_out")}
-"""Module → last part of its site's name; of the two attentions of a U-Net's block, the one that reads the text."""
 CHECKED_AT_ONCE = 64
 
 
+@dataclass(frozen=True)
+class Cases:
+    """Clean and corrupt runs, pairwise, and whether the model answers each clean one right."""
+
+    clean: list[Run]
+    corrupt: list[Run]
+    correct: list[bool]
+
+
 def trace(model: MultimodalModel, samples: Sequence[Sample], config: TraceConfig) -> PatchResult:
-    """Residual-stream (or MLP, or attention) causal trace over layers × position groups.
+    """Causal trace of a module over layers (and heads) × position groups.
 
     Args:
         samples: images with questions (noise) or pairs (`semantic_pair`, `token_replacement`); for a dual encoder their
@@ -44,33 +52,88 @@ def trace(model: MultimodalModel, samples: Sequence[Sample], config: TraceConfig
 
     Raises:
         DataError: samples without what the method needs, or pairs of unequal length.
-        ConfigError: a stream, layer, site or readout that the model does not have.
+        ConfigError: a stream, layer, module, position group or readout that the model does not have.
     """
-    pairs = config.method != "noise"
-    readout = make_readout(model, config.readout, "logit_difference" if pairs else "probability")
+    readout = make_readout(model, config.readout, "probability" if config.method == "noise" else "logit_difference")
     contrasts = find_contrasts(model, samples, config)[: config.max_samples]
     stream = config.stream or model.streams[0]
     rows = trace_rows(model, stream, config)
+    if config.method == "noise":
+        cases = noise_cases(model, contrasts, config, readout)
+    else:
+        cases = contrast_cases(model, contrasts, readout)
+    layer = grid_layer(model, stream, rows)
+    found = [
+        position_groups(model, clean, corrupt, stream, config.image_positions, config.text_positions, layer)
+        for clean, corrupt in zip(cases.clean, cases.corrupt, strict=True)
+    ]
+    wanted = config.positions or ([EVERYTHING] if config.module in HEADS else [])
+    groups = chosen_groups(found, wanted, f"{stream} stream of {model.spec.name}")
+    return restore_cells(model, cases, rows, groups, readout, config)
 
-    answered = correct_queries(model, [each.clean for each in contrasts], readout)
-    correct_only = config.correct_only and any(answered)
+
+def restore_cells(
+    model: MultimodalModel, cases: Cases, rows: Mapping[str, Sites], groups: Sequence[Positions], readout: Readout,
+    config: TraceConfig,
+) -> PatchResult:  # fmt: skip
+    """`activation_patch` of the cases, of those that are answered right where the configuration says so and any is.
+
+    A corruption that does nothing is said: there is nothing to recover then, and recovery is noise.
+    """
+    correct_only = config.correct_only and any(cases.correct)
     if config.correct_only and not correct_only:
         warn(
-            f"{model.spec.name} answers none of {len(answered)} cases right; the trace takes all of them, so it shows "
-            "where the readout comes from and not where a right answer does"
+            f"{model.spec.name} answers none of {len(cases.correct)} cases right; the trace takes all of them, so it "
+            "shows where the readout comes from and not where a right answer does"
         )
-    cases = noise_cases(model, contrasts, config) if not pairs else [contrast_runs(model, each) for each in contrasts]
-    draws = len(cases) // max(1, len(contrasts))
-    layer = grid_layer(model, stream, rows)
-    groups = [
-        position_groups(model, clean, corrupt, stream, config.image_positions, config.text_positions, layer)
-        for clean, corrupt in cases
-    ]
-    return activation_patch(
-        model, [clean for clean, _ in cases], [corrupt for _, corrupt in cases], rows, groups, readout,
-        correct=[answer for answer in answered for _ in range(draws)],
-        correct_only=correct_only, rows_per_forward=config.rows_per_forward,
+    result = activation_patch(
+        model, cases.clean, cases.corrupt, rows, groups, readout, correct=cases.correct, correct_only=correct_only,
+        rows_per_forward=config.rows_per_forward,
     )  # fmt: skip
+    total = result.total_effect(seed=config.seed)
+    if not total.corrupts:
+        warn(f"{model.spec.name}: {total}; recovered shares mean nothing, take a stronger corruption or more samples")
+    return result
+
+
+def contrast_cases(model: MultimodalModel, contrasts: Sequence[Contrast], readout: Readout) -> Cases:
+    """Cases of pairs. Raises DataError for a pair of unequal length."""
+    runs = [contrast_runs(model, each) for each in contrasts]
+    correct = correct_queries(model, [each.clean for each in contrasts], readout)
+    return Cases([clean for clean, _ in runs], [corrupt for _, corrupt in runs], correct)
+
+
+def noise_cases(
+    model: MultimodalModel, contrasts: Sequence[Contrast], config: TraceConfig, readout: Readout
+) -> Cases:
+    """Cases of Gaussian noise on the clean queries' images: `config.noise.draws` of each."""
+    clean = [single_run(model, contrast.clean) for contrast in contrasts]
+    correct = correct_queries(model, [each.clean for each in contrasts], readout)
+    std = embedding_std(model, clean, noise_site(model, config.noise))
+    corrupt = [noise_runs(model, run, config.noise, std, config.seed) for run in clean]
+    return Cases(
+        [run for run, draws in zip(clean, corrupt, strict=True) for _ in draws],
+        [run for draws in corrupt for run in draws],
+        [answer for answer, draws in zip(correct, corrupt, strict=True) for _ in draws],
+    )  # fmt: skip
+
+
+def chosen_groups(found: Sequence[Positions], wanted: Sequence[str], where: str) -> list[Positions]:
+    """Of each case's groups those that are wanted, or all; `everything` is every position together.
+
+    Raises:
+        ConfigError: a group that no case has.
+    """
+    known = list(dict.fromkeys(name for groups in found for name in groups))
+    if absent := [name for name in wanted if name not in (*known, EVERYTHING)]:
+        raise ConfigError(
+            f"trace.positions: the {where} has no position group {absent[0]!r}; there are {', '.join(known)} and "
+            f"{EVERYTHING}"
+        )
+    if not wanted:
+        return list(found)
+    offered = [{**groups, EVERYTHING: None} for groups in found]
+    return [{name: groups[name] for name in wanted if name in groups} for groups in offered]
 
 
 def find_contrasts(model: MultimodalModel, samples: Sequence[Sample], config: TraceConfig) -> list[Contrast]:
@@ -94,49 +157,6 @@ def find_contrasts(model: MultimodalModel, samples: Sequence[Sample], config: Tr
     return [Contrast(query, query) for query in queries]
 
 
-def trace_rows(model: MultimodalModel, stream: str, config: TraceConfig) -> dict[str, tuple[str, ...]]:
-    """Row name → sites restored together: a window of layers around each row's own.
-
-    Raises:
-        ConfigError: no such stream or layer in the model.
-    """
-    ports = "|".join(PORTS[config.module])
-    numbered = re.compile(rf"{stream}\.(layers|blocks)\.\d+\.({ports})")
-    sites = [name for name in model.site_names() if numbered.fullmatch(name)]
-    if not sites:
-        raise ConfigError(f"{model.spec.name} has no sites {stream}.layers.*.{ports} (trace.stream, trace.module)")
-    sites.sort(key=lambda name: int(name.split(".")[-2]))
-    depth = len(sites)
-    layers = range(depth) if config.layers is None else config.layers
-    if wrong := [layer for layer in layers if not 0 <= layer < depth]:
-        raise ConfigError(f"trace.layers holds {wrong[0]}; {stream} layers of {model.spec.name} are 0 to {depth - 1}")
-    return {sites[layer]: tuple(sites[slice(*window(layer, config.window, depth))]) for layer in layers}
-
-
-def grid_layer(model: MultimodalModel, stream: str, rows: Mapping[str, Sequence[str]]) -> int | None:
-    """A layer that stands for the grid of all rows; None in streams whose layers all have one.
-
-    Raises:
-        ConfigError: the U-Net's blocks of these rows have maps of different sizes, so that their patches do not match.
-    """
-    if stream != "unet":
-        return None
-    layers = sorted({int(site.split(".")[-2]) for sites in rows.values() for site in sites})
-    sizes = {layer: model.image_grid({}, layer)[0] for layer in layers}
-    if len(set(sizes.values())) > 1:
-        alike = [layer for layer, size in sizes.items() if size == max(sizes.values())]
-        raise ConfigError(
-            f"blocks {layers[0]} to {layers[-1]} of {model.spec.name} have maps of different sizes; set "
-            f"trace.layers to blocks of one size, for example {alike}"
-        )
-    return layers[0]
-
-
-def window(centre: int, width: int, depth: int) -> tuple[int, int]:
-    """First and last + 1 of `width` layers around `centre`, cut off at the ends (ROME's convention)."""
-    return max(0, centre - width // 2), min(depth, centre - width // 2 + width)
-
-
 @torch.no_grad()
 def correct_queries(model: MultimodalModel, queries: Sequence[Query], readout: Readout) -> list[bool]:
     """Whether the model answers each query right on its clean image."""
@@ -154,9 +174,3 @@ def answered_right(
     if correct_only and queries and not right:
         warn(f"{model.spec.name} answers none of {len(queries)} cases right; all of them are used")
     return right if correct_only and right else list(queries)
-
-
-def noise_cases(model: MultimodalModel, contrasts: Sequence[Contrast], config: TraceConfig) -> list[tuple[Run, Run]]:
-    clean = [single_run(model, contrast.clean) for contrast in contrasts]
-    std = embedding_std(model, clean, noise_site(model, config.noise))
-    return [(run, corrupt) for run in clean for corrupt in noise_runs(model, run, config.noise, std, config.seed)]

@@ -104,6 +104,7 @@ class Edit:
             return activation
 
         modality_BS = self._model.site_modality(self._site.name, self._inputs, rows, length).to(activation.device)
+        modality_BS = modality_BS.expand(rows, -1)  # of a pass that rows join later (cmma.hooks.joined), one is known
         chosen_BS = self._choose(modality_BS)
         row_N, column_N = chosen_BS.nonzero(as_tuple=True)
         if len(row_N) == 0:

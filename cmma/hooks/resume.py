@@ -48,8 +48,9 @@ def resumed(model: MultimodalModel, streams: Mapping[str, Tensor]) -> Iterator[N
             if block is None:
                 raise UnknownSite(f"{model.spec.name}: passes resume at the output of a block, which {site!r} is not")
             for below in range(int(block["layer"])):
-                stack.enter_context(_forward(model.site(f"{block['tower']}{below}.resid_post").module, _pass_on))
-            stack.enter_context(_forward(model.site(site).module, lambda *_, given=stream_RSD, **__: given))
+                module = model.site(f"{block['tower']}{below}.resid_post").module
+                stack.enter_context(replaced_forward(module, _pass_on))
+            stack.enter_context(replaced_forward(model.site(site).module, lambda *_, given=stream_RSD, **__: given))
         yield
 
 
@@ -99,12 +100,9 @@ class EditedPasses:
             return self._score(self._above)
 
 
-def other_tops(model: MultimodalModel, site: str) -> list[str]:
-    """Outputs of the towers that nothing at `site` can reach, such as the other tower of a dual encoder."""
-    block = BLOCK.match(site)
-    if block is None:
-        return []
-    towers = tuple(f"{tower}.layers." for tower in model.unreached.get(site.split(".")[0], ()))
+def other_tops(model: MultimodalModel, stream: str) -> list[str]:
+    """Outputs of the towers that nothing in `stream` can reach, such as the other tower of a dual encoder."""
+    towers = tuple(f"{tower}.layers." for tower in model.unreached.get(stream, ()))
     top: dict[str, tuple[int, str]] = {}
     for name in model.site_names():
         if (match := BLOCK.match(name)) and match["tower"] in towers:
@@ -117,8 +115,8 @@ def _pass_on(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
 
 
 @contextmanager
-def _forward(module: nn.Module, replacement: Any) -> Iterator[None]:
-    """Replace the computation of one module instance; its hooks stay in force."""
+def replaced_forward(module: nn.Module, replacement: Any) -> Iterator[None]:
+    """Within the block, `replacement` computes what one module instance gives; its hooks stay in force."""
     module.forward = replacement
     try:
         yield

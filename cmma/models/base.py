@@ -56,6 +56,15 @@ class Batch(dict[str, Tensor]):
         extras = [None if extra is None else function(extra) for extra in (self.prompt_end, self.answer_mask)]
         return Batch({name: function(value) for name, value in self.items()}, *extras)
 
+    @classmethod
+    def cat(cls, batches: Sequence[Batch]) -> Batch:
+        """The rows of batches of equal shapes, one batch after the other."""
+        def joint(parts: Sequence[Any]) -> Any:
+            return None if parts[0] is None else torch.cat(list(parts))
+
+        inputs = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+        return cls(inputs, *(joint([getattr(b, extra) for b in batches]) for extra in ("prompt_end", "answer_mask")))
+
     def rows(self, index: Tensor | Sequence[int]) -> Batch:
         """The samples `index`, in that order; repeating an index repeats the sample."""
         index = torch.as_tensor(index, dtype=torch.long)
@@ -81,6 +90,7 @@ class MultimodalModel(ABC):
         streams_apart: no record stream of a layer reads another one at or below that layer, so all of them can be given
             together. False where the text tower reads the finished image (cross-attention).
         attentions: attention modules that can be masked pair by pair, by name.
+        prefix_stream: the stream that is causal and takes keys and values of earlier positions; empty = none does.
         n_layers: depth of the record stream; layers are numbered from 0.
         tokenizer: of its texts: transformers' or open_clip's.
     """
@@ -91,6 +101,7 @@ class MultimodalModel(ABC):
     image_site: str
     unreached: Mapping[str, tuple[str, ...]] = {}
     streams_apart: bool = True
+    prefix_stream: str = ""
     tokenizer: Any
 
     def __init__(
@@ -218,6 +229,10 @@ class MultimodalModel(ABC):
     def generate(self, batch: Batch, max_new_tokens: int, **options: Any) -> list[str]:
         """Generative: greedy continuation of each prompt, without special tokens (batches padded on the left)."""
         raise CmmaError(f"{self.spec.name} is a {self._kind_name}: it scores text and cannot generate it")
+
+    def after_prefix(self, batch: Batch, start: int) -> Batch:
+        """Models with a `prefix_stream`: the inputs of a pass that begins at a position, those before it cached."""
+        raise CmmaError(f"{self.spec.name}: no stream of it continues from keys and values of earlier positions")
 
     def answer_ids(self, answer: str) -> list[int]:
         """Generative: token ids of an answer as it follows the prompt."""

@@ -124,6 +124,11 @@ class BlipModel(MultimodalModel):
             handle.remove()
         return outputs[0]
 
+    def n_heads(self, site: str) -> int:
+        """See `MultimodalModel.n_heads`."""
+        tower = self.config.vision_config if site.startswith("vision.") else self.config.text_config
+        return tower.num_attention_heads
+
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer as it follows the decoder's start token."""
         return self.tokenizer(answer, add_special_tokens=False)["input_ids"]

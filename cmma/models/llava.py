@@ -76,6 +76,7 @@ class LlavaModel(MultimodalModel):
     streams = ("language",)
     answer_stream = "language"
     image_site = "projector.out"
+    prefix_stream = "language"
 
     def __init__(self, spec: ModelSpec, module: nn.Module, processor: ProcessorMixin) -> None:
         self.processor: Any = processor
@@ -97,6 +98,11 @@ class LlavaModel(MultimodalModel):
     def n_heads(self, site: str) -> int:
         """See `MultimodalModel.n_heads`; those of the language model."""
         return self.config.get_text_config().num_attention_heads
+
+    def after_prefix(self, batch: Batch, start: int) -> Batch:
+        """The columns from `start` of a batch without padding and, its image being in the prefix, without images."""
+        tokens = {"input_ids": batch["input_ids"][:, start:]}
+        return Batch(tokens, batch.prompt_end - start, batch.answer_mask[:, start:])
 
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer as it follows the prompt."""

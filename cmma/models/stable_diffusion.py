@@ -42,8 +42,10 @@ _TEXT_SITES: tuple[tuple[str, str, Port], ...] = (
 )
 _BLOCK_SITES: tuple[tuple[str, str, Port], ...] = (
     ("resid_pre", "", "input"),
-    ("attn1_out", "attn1", "output"),  # self-attention
-    ("attn2_out", "attn2", "output"),  # cross-attention to the text
+    ("attn1_heads", "attn1.to_out.0", "input"),  # self-attention
+    ("attn1_out", "attn1", "output"),
+    ("attn2_heads", "attn2.to_out.0", "input"),  # cross-attention to the text
+    ("attn2_out", "attn2", "output"),
     ("mlp_out", "ff", "output"),
     ("resid_post", "", "output"),
 )
@@ -102,7 +104,10 @@ class Denoiser(nn.Module):
         clean_BCYX = tokens_BPC.transpose(1, 2).view_as(latents)
         noisy_BCYX = self.scheduler.add_noise(clean_BCYX, noise, timestep)
         text_BTD = self.text_encoder(input_ids=input_ids)[0]
-        prediction = self.unet(noisy_BCYX, timestep, encoder_hidden_states=text_BTD).sample
+        rows = len(text_BTD)  # more than images where many readings of one text are compared
+        prediction = self.unet(
+            noisy_BCYX.expand(rows, -1, -1, -1), timestep.expand(rows), encoder_hidden_states=text_BTD
+        ).sample
         match self.scheduler.config.prediction_type:
             case "epsilon":
                 target = noise
@@ -145,12 +150,19 @@ class StableDiffusionModel(MultimodalModel):
         sites.append(Site("unet.mid", module.unet.mid_block, "map"))
         self.widths = [block.attn1.to_q.in_features for block, _ in blocks]
         self.sides = [self.side // reduction for _, reduction in blocks]
+        self.unet_heads = [block.attn1.heads for block, _ in blocks]
         super().__init__(spec, module, sites, len(blocks))
 
     def entry(self, site: str) -> nn.Module:
         """The text encoder or the U-Net: generation calls each on its own."""
         parts = {"text": self.module.text_encoder, "unet": self.module.unet}
         return parts.get(site.split(".")[0], self.module)
+
+    def n_heads(self, site: str) -> int:
+        """See `MultimodalModel.n_heads`; both attentions of a U-Net's block have as many."""
+        if site.startswith("text."):
+            return self.module.text_encoder.config.num_attention_heads
+        return self.unet_heads[int(site.split(".")[-2])]
 
     def collate(
         self,

@@ -14,9 +14,9 @@ from cmma.causal.intervening import queries_for
 from cmma.causal.knockout import knock_out, scaled_window
 from cmma.causal.method_configs import KnockoutConfig
 from cmma.causal.methods.registry import run_method
+from cmma.causal.modules import window
 from cmma.causal.positions import object_patches
 from cmma.causal.readout import collate_queries, make_readout
-from cmma.causal.tracing import window
 from cmma.config import load_group
 from cmma.errors import ConfigError
 from cmma.hooks import Knockout

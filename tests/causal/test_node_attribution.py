@@ -13,6 +13,7 @@ from cmma.causal.config import TraceConfig
 from cmma.causal.corruptions import contrast_runs
 from cmma.causal.method_configs import AttributionConfig
 from cmma.causal.methods.registry import run_method
+from cmma.causal.modules import head_parts
 from cmma.causal.node_attribution import input_gradients, patch_estimates, stream_entrances
 from cmma.causal.patching import activation_patch, run_scores
 from cmma.causal.positions import position_groups
@@ -47,6 +48,18 @@ def test_estimates_are_exact_where_the_rest_is_linear(tiny_llava, runs):
     found = patch_estimates(model, clean, corrupt, {site: site}, groups, readout)
     np.testing.assert_allclose(found, exact.score_CRG[0] - exact.low_C[0], atol=1e-5)
     assert np.abs(found).max() > 1e-3
+
+
+def test_the_heads_of_an_attention_add_up_to_it(tiny, runs, readout):
+    """The output projection is linear, and gives each head its own columns."""
+    clean, corrupt = runs
+    length = clean.batch["input_ids"].shape[1]
+    positions = {"all": None, "each": torch.arange(length), "last": corrupt.batch.prompt_end}
+    rows = {"attention": "language.layers.2.attn_out"}
+    rows |= {str(part.start): part for part in head_parts(tiny, "language.layers.2.heads")}
+    found = patch_estimates(tiny, clean, corrupt, rows, positions, readout)
+    np.testing.assert_allclose(found[1:].sum(axis=0), found[0], atol=1e-5)
+    np.testing.assert_allclose(found[:, 0], found[:, 1], atol=1e-9)
 
 
 def test_integrated_gradients_of_all_inputs_are_the_total_effect(tiny, runs, readout):
@@ -92,12 +105,13 @@ def test_what_the_readout_does_not_depend_on_has_no_gradient(tiny, runs, readout
 
 
 def test_the_method_agrees_with_the_engine(tiny, pairs):
-    options = AttributionConfig(modules=["residual", "mlp"], exact=2, top=5)
+    options = AttributionConfig(modules=["residual", "mlp", "head"], exact=2, top=5)
     config = TraceConfig(method="attribution", max_samples=3, correct_only=False, attribution=options)
     found = run_method(tiny, pairs, config)
     table = found.tables["attribution"]
-    assert set(table["module"]) == {"residual", "mlp"}
+    assert set(table["module"]) == {"residual", "mlp", "head"}
     assert found.summary["rank_correlation_residual"] > 0.7
+    assert found.summary["rank_correlation_head"] > 0.7
     assert found.summary["rank_correlation_edges"] > 0.7
     assert len(found.tables["edges"]) == 45
     measured = run_method(tiny, pairs[:4], TraceConfig(

@@ -9,10 +9,12 @@ import torch
 from cmma.causal import patching
 from cmma.causal.config import NoiseConfig, TraceConfig
 from cmma.causal.corruptions import contrast_runs, embedding_std, noise_runs, single_run
-from cmma.causal.patching import Run, activation_patch, run_scores
+from cmma.causal.modules import window
+from cmma.causal.passes import why_whole
+from cmma.causal.patching import Part, Run, activation_patch, run_scores
 from cmma.causal.queries import Query, caption_queries, image_pair_contrasts, question_queries
 from cmma.causal.readout import AnswerReadout, CosineReadout
-from cmma.causal.tracing import trace, window
+from cmma.causal.tracing import trace
 from cmma.errors import ConfigError, DataError
 from cmma.hooks import Edit, Trace
 
@@ -79,7 +81,7 @@ def test_cells_do_not_depend_on_which_cells_share_a_forward_pass(tiny, cases, ro
 
     readout = AnswerReadout(tiny, "log_probability")
     result = patch(tiny, cases, RESIDUALS, each, readout, rows_per_forward=rows_per_forward)
-    monkeypatch.setattr(patching, "resumable", lambda *_: False)
+    monkeypatch.setattr(patching, "why_whole", lambda *_: "asked for")
     alone = patch(tiny, cases, RESIDUALS, each, readout, rows_per_forward=1)
     np.testing.assert_allclose(result.score_CRG, alone.score_CRG, atol=1e-5)
 
@@ -94,11 +96,11 @@ def test_a_dual_encoder_resumes_above_the_noise_and_skips_the_other_tower(tiny_c
     def some(run):
         return {"first": torch.tensor([0]), "second": torch.tensor([1, 2])}
 
-    assert patching.resumable({site: (site,) for site in sites}, [corrupt for _, corrupt in cases])
-    late = Run(clean[0].query, clean[0].batch, ((sites[1], cases[0][1].edits[0][1]),))
-    assert not patching.resumable({sites[1]: (sites[1],)}, [late])
+    assert not why_whole(tiny_clip, {site: (Part(site),) for site in sites}, [corrupt for _, corrupt in cases])
+    late = Run(clean[0].query, clean[0].batch, (("vision.layers.2.mlp_out", cases[0][1].edits[0][1]),))
+    assert "vision.layers.2.mlp_out" in why_whole(tiny_clip, {sites[1]: (Part(sites[1]),)}, [late])
     result = patch(tiny_clip, cases, sites, some, CosineReadout(tiny_clip))
-    monkeypatch.setattr(patching, "resumable", lambda *_: False)
+    monkeypatch.setattr(patching, "why_whole", lambda *_: "asked for")
     whole = patch(tiny_clip, cases, sites, some, CosineReadout(tiny_clip))
     np.testing.assert_allclose(result.score_CRG, whole.score_CRG, atol=1e-5)
     assert result.score_CRG.std() > 1e-4

@@ -13,11 +13,12 @@ from cmma.causal.attribution import attribute
 from cmma.causal.config import TraceConfig
 from cmma.causal.corruptions import contrast_runs
 from cmma.causal.intervening import queries_for
+from cmma.causal.modules import trace_rows
 from cmma.causal.patching import activation_patch
 from cmma.causal.positions import position_groups
 from cmma.causal.queries import image_pair_contrasts, question_queries
 from cmma.causal.readout import collate_queries, make_readout
-from cmma.causal.tracing import trace, trace_rows
+from cmma.causal.tracing import trace
 from cmma.cmig.ablation import FeatureAblation
 from cmma.errors import ConfigError, DataError
 from cmma.hooks import splice
@@ -112,7 +113,7 @@ def test_a_resumed_trace_is_the_trace_of_whole_passes(tiny, stream, monkeypatch)
     groups = [position_groups(tiny, clean, corrupt, stream)]
     score = make_readout(tiny, "log_probability", "log_probability")
     resumed = activation_patch(tiny, [clean], [corrupt], rows, groups, score, correct_only=False)
-    monkeypatch.setattr("cmma.causal.patching.resumable", lambda rows, corrupt: False)
+    monkeypatch.setattr("cmma.causal.patching.why_whole", lambda *_: "asked for")
     whole = activation_patch(tiny, [clean], [corrupt], rows, groups, score, correct_only=False)
     np.testing.assert_allclose(resumed.score_CRG, whole.score_CRG, atol=1e-4)
     assert np.ptp(whole.score_CRG) > 1e-3

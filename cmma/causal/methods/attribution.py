@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,15 +12,15 @@ import pandas as pd
 
 from cmma.causal.agreement import rank_correlation, top_recall, with_bounds
 from cmma.causal.config import TraceConfig
-from cmma.causal.corruptions import contrast_runs
 from cmma.causal.edges import has_edges
 from cmma.causal.findings import Dictionary, Findings
 from cmma.causal.methods.attribution_edges import edge_findings
+from cmma.causal.modules import trace_rows
 from cmma.causal.node_attribution import patch_estimates
-from cmma.causal.patching import Positions, Run, activation_patch
+from cmma.causal.patching import Part, Positions, Run, activation_patch
 from cmma.causal.positions import position_groups
 from cmma.causal.readout import Readout, make_readout
-from cmma.causal.tracing import correct_queries, find_contrasts, noise_cases, trace_rows
+from cmma.causal.tracing import contrast_cases, find_contrasts, noise_cases
 from cmma.console import progress, warn
 from cmma.data.samples import Sample
 from cmma.errors import ConfigError
@@ -31,6 +32,8 @@ from cmma.statistics.permutation import sign_flip_p
 
 Case = tuple[Run, Run, Positions]
 """Clean run, corrupt run, position groups."""
+Rows = Mapping[str, str | Part]
+"""Name → the site that is restored, or one head of it."""
 
 
 def run(
@@ -88,30 +91,30 @@ def run(
     return Findings(summary=summary, tables=tables, figures=tuple(drawn))
 
 
-def module_rows(model: MultimodalModel, config: TraceConfig, module: str) -> dict[str, str]:
-    """Row name → site of a module in every layer of the stream that is patched."""
-    sites = trace_rows(model, config.stream or model.streams[0], replace(config, module=module))
-    return {name: site for name, (site,) in sites.items()}
+def module_rows(model: MultimodalModel, config: TraceConfig, module: str) -> dict[str, str | Part]:
+    """Row name → site of a module in every layer of the stream that is patched, or every head of it."""
+    rows = trace_rows(model, config.stream or model.streams[0], replace(config, module=module))
+    return {name: part for name, (part,) in rows.items()}
 
 
 def find_cases(model: MultimodalModel, samples: Sequence[Sample], config: TraceConfig, readout: Readout) -> list[Case]:
     """Pairs of runs with their position groups; those that are answered right, or all where none is."""
     contrasts = find_contrasts(model, samples, config)[: config.max_samples]
-    right = correct_queries(model, [each.clean for each in contrasts], readout)
-    if config.correct_only and not any(right):
-        warn(f"{model.spec.name} answers none of {len(right)} cases right; all of them are used")
-    elif config.correct_only:
-        contrasts = [each for each, answered in zip(contrasts, right, strict=True) if answered]
     if config.method == "noise":
-        runs = noise_cases(model, contrasts, config)
+        found = noise_cases(model, contrasts, config, readout)
     else:
-        runs = [contrast_runs(model, each) for each in contrasts]
+        found = contrast_cases(model, contrasts, readout)
+    pairs = list(zip(found.clean, found.corrupt, strict=True))
+    if config.correct_only and not any(found.correct):
+        warn(f"{model.spec.name} answers none of {len(pairs)} cases right; all of them are used")
+    elif config.correct_only:
+        pairs = [pair for pair, answered in zip(pairs, found.correct, strict=True) if answered]
     places = config.stream or model.streams[0], config.image_positions, config.text_positions
-    return [(clean, corrupt, position_groups(model, clean, corrupt, *places)) for clean, corrupt in runs]
+    return [(clean, corrupt, position_groups(model, clean, corrupt, *places)) for clean, corrupt in pairs]
 
 
 def estimate_cells(
-    model: MultimodalModel, cases: Sequence[Case], rows: Mapping[str, str], groups: Sequence[str], readout: Readout,
+    model: MultimodalModel, cases: Sequence[Case], rows: Rows, groups: Sequence[str], readout: Readout,
     steps: int,
 ) -> np.ndarray:  # fmt: skip
     """`patch_estimates` of every case: float64 [cases, rows, groups], NaN where a case lacks a group."""
@@ -125,7 +128,7 @@ def estimate_cells(
 
 
 def patch_cells(
-    model: MultimodalModel, cases: Sequence[Case], rows: Mapping[str, str], groups: Sequence[str], readout: Readout,
+    model: MultimodalModel, cases: Sequence[Case], rows: Rows, groups: Sequence[str], readout: Readout,
     rows_per_forward: int,
 ) -> np.ndarray:  # fmt: skip
     """The same, measured: [cases, rows, groups]; no rows without cases."""
@@ -133,7 +136,7 @@ def patch_cells(
         return np.empty((0, len(rows), len(groups)))
     result = activation_patch(
         model, [clean for clean, *_ in cases], [corrupt for _, corrupt, _ in cases],
-        {name: (site,) for name, site in rows.items()}, [positions for *_, positions in cases], readout,
+        {name: (part,) for name, part in rows.items()}, [positions for *_, positions in cases], readout,
         rows_per_forward=rows_per_forward,
     )  # fmt: skip
     effect_CRG = np.full((len(cases), len(rows), len(groups)), np.nan)
@@ -161,7 +164,7 @@ def compare(
 
 
 def cell_table(
-    cases: Sequence[Case], rows: Mapping[str, str], groups: Sequence[str], estimate_CRG: np.ndarray,
+    cases: Sequence[Case], rows: Rows, groups: Sequence[str], estimate_CRG: np.ndarray,
     exact_CRG: np.ndarray, seed: int = 0,
 ) -> pd.DataFrame:  # fmt: skip
     """One row per cell: row, group, n, effect (estimated) with its interval and p; exact (patched), n_exact."""
@@ -183,14 +186,14 @@ def cell_table(
 
 
 def maps(
-    table: pd.DataFrame, rows: Mapping[str, str], groups: Sequence[str], readout: str, module: str
+    table: pd.DataFrame, rows: Rows, groups: Sequence[str], readout: str, module: str
 ) -> list[Figure]:
     """Estimated effects, and the patched ones where there are any, over layers × position groups."""
 
     def grid(column: str) -> np.ndarray:
         return table.pivot(index="row", columns="group", values=column).loc[list(rows), list(groups)].to_numpy(float)
 
-    layers = [site.split(".")[-2] for site in rows.values()]
+    layers = [re.sub(r"\D+", " ", name).strip().replace(" ", ".") for name in rows]  # a head is "layer.head"
     about = f"change of the {readout.replace('_', ' ')}"
     drawn: list[Figure] = [HeatMap(
         f"attribution: {module} restored (estimate)", about, grid("effect"), layers, list(groups), grid("effect_low"),
