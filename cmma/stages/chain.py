@@ -45,6 +45,10 @@ def not_applicable(stage: str, config: Config) -> str | None:
         return "token replacement is about questions, and a dual encoder answers none"
     if stage == "trace" and config.trace.method == "semantic_pair" and config.model.family == "stable_diffusion":
         return "a semantic pair swaps the image that is read, and a diffusion model makes its image"
+    if stage == "control" and not shapes:
+        return "control needs scenes whose factors are known, which only dataset=shapes has"
+    if stage == "control" and config.model.family in ("clip", "blip"):
+        return f"{config.model.name} makes neither images nor captions"
     return None
 
 
@@ -55,6 +59,7 @@ _HEADLINES = {
     "interpret": ("live", "shares"),
     "trace": ("n_used", "clean", "corrupt", "strongest", "strongest_recovery"),
     "intervene": ("shift", "excess_over_random_features", "excess_over_random_directions"),
+    "control": ("n_right", "success", "precision"),
     "build-cmig": ("features", "pairs", "significant_excess"),
     "evaluate-sae": ("code_cosine", "modality_share", "recovered"),
     "evaluate": ("metrics",),

@@ -45,7 +45,8 @@ def gather(config: Config, parents: Mapping[str, Artifact], overrides: Sequence[
             name: number for artifact in parents.values() for name, number in artifact.manifest["software"].items()
         },
         "causal": [
-            shown for name, artifact in parents.items() if name.startswith("trace:") for shown in _figures(artifact)
+            shown for name, artifact in parents.items() if name.startswith(("trace:", "intervene:", "control"))
+            for shown in _figures(artifact)
         ],
     }
     if dictionary is not None:
@@ -63,6 +64,8 @@ def gather(config: Config, parents: Mapping[str, Artifact], overrides: Sequence[
     interventions = [artifact for name, artifact in parents.items() if name.startswith("intervene:")]
     if interventions:
         parts["interventions"] = _interventions(interventions)
+    if "control" in parents and parents["control"].path("control.parquet").is_file():
+        parts["control"] = _control(parents["control"])
     if "evaluate" in parents:
         parts["evaluation"] = _evaluation(parents["evaluate"])
     return ReportInputs(title=f"{config.model.name}: cross-modal mechanistic analysis", **parts)
@@ -108,7 +111,7 @@ def _thumbnail(image: Image.Image) -> Image.Image:
 
 def _figures(artifact: Artifact) -> list[Shown]:
     """What a stage left to be drawn, with the pictures that its galleries name."""
-    shown = []
+    shown: list[Shown] = []
     for figure in from_json(artifact.read_json("figures.json")):
         names = [name for row in figure.images for name, _ in row] if isinstance(figure, Gallery) else []
         shown.append(Shown(figure, artifact.key, {name: Image.open(artifact.path(name)) for name in names}))
@@ -124,6 +127,33 @@ def _interventions(artifacts: Sequence[Artifact]) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     table["p"] = table.groupby("condition", sort=False)["p"].transform(holm)
     return table
+
+
+# Rows and columns of Table 2 (`cmma.report.references.CONTROL`): ours → the paper's.
+_DIMENSIONS = {
+    "object": "object manipulation", "style": "style transfer", "attribute": "attribute modification",
+    "composition": "compositional changes", "overall": "overall",
+}
+_CONTROL_METRICS = {
+    "success": "success rate", "precision": "precision", "preservation": "semantic preservation"
+}
+
+
+def _control(artifact: Artifact) -> dict[str, dict[str, Cell]]:
+    """Table 2: what the features do; precision as a share, the others in percent."""
+    found: dict[str, dict[str, Cell]] = {name: {} for name in _DIMENSIONS.values()}
+    table = artifact.read_table("control.parquet")
+    for row in table[table["condition"] == "features"].to_dict("records"):
+        if row["group"] in _DIMENSIONS and row["metric"] in _CONTROL_METRICS:
+            percent = row["metric"] != "precision"
+            value, low, high = (
+                None if pd.isna(row[k]) else (100 if percent else 1) * row[k] for k in ("value", "low", "high")
+            )
+            found[_DIMENSIONS[row["group"]]][_CONTROL_METRICS[row["metric"]]] = Cell(
+                value, low, high, kind=row["kind"], n=int(row["n"]), unit="%" if percent else "",
+                digits=1 if percent else 2, artifact=artifact.key,
+            )
+    return found
 
 
 def _network(graph: Artifact) -> dict[str, Cell]:

@@ -47,6 +47,10 @@ STAGES: dict[str, StageSpec] = {
     "intervene": StageSpec(
         "ablate, amplify, substitute, combine and clamp features", ("intervention",), ("interpret",)
     ),
+    "control": StageSpec(
+        "change one factor of what the model makes by dictionary features (paper, Table 2)", ("control",),
+        ("train-sae",),
+    ),
     "build-cmig": StageSpec(
         "measure feature interactions and build the cross-modal graph", ("cmig",), ("interpret",)
     ),
@@ -66,5 +70,6 @@ STAGES: dict[str, StageSpec] = {
 
 # What the report shows when it exists; it waits for none of them.
 REPORTED = (
-    "cache-activations", "train-sae", "interpret", "trace", "intervene", "build-cmig", "evaluate-sae", "evaluate",
+    "cache-activations", "train-sae", "interpret", "trace", "intervene", "control", "build-cmig", "evaluate-sae",
+    "evaluate",
 )
