@@ -64,6 +64,9 @@ def gather(config: Config, parents: Mapping[str, Artifact], overrides: Sequence[
     interventions = [artifact for name, artifact in parents.items() if name.startswith("intervene:")]
     if interventions:
         parts["interventions"] = _interventions(interventions)
+    amplified = parents.get("intervene:amplify")  # the paper's 5.5.2 amplifies
+    if amplified is not None and amplified.path("consistency.parquet").is_file():
+        parts["consistency"] = _consistency(amplified)
     if "control" in parents and parents["control"].path("control.parquet").is_file():
         parts["control"] = _control(parents["control"])
     if "evaluate" in parents:
@@ -127,6 +130,18 @@ def _interventions(artifacts: Sequence[Artifact]) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     table["p"] = table.groupby("condition", sort=False)["p"].transform(holm)
     return table
+
+
+def _consistency(artifact: Artifact) -> dict[str, Cell]:
+    """Section 5.5.2: change of each component under the intervention, in percent."""
+    table = artifact.read_table("consistency.parquet")
+    found = {}
+    for row in table[table["condition"] == "after"].to_dict("records"):
+        value, low, high = (None if pd.isna(row[k]) else row[k] for k in ("value", "low", "high"))
+        found[row["component"]] = Cell(
+            value, low, high, kind=row["kind"], n=int(row["n"]), unit="%", digits=1, artifact=artifact.key
+        )
+    return found
 
 
 # Rows and columns of Table 2 (`cmma.report.references.CONTROL`): ours → the paper's.

@@ -45,7 +45,7 @@ STAGES: dict[str, StageSpec] = {
         "causal trace: where a restored activation brings the answer back", ("model", "trace"), ("prepare-data",)
     ),
     "intervene": StageSpec(
-        "ablate, amplify, substitute, combine and clamp features", ("intervention",), ("interpret",)
+        "ablate, amplify, substitute, combine and clamp features", ("intervention",), ("interpret",), version=2
     ),
     "control": StageSpec(
         "change one factor of what the model makes by dictionary features (paper, Table 2)", ("control",),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from cmma.causal.interventions import Intervention, generate_images
 from cmma.causal.queries import caption_queries
 from cmma.control.config import ControlConfig
 from cmma.control.edits import Contrasts, FeatureChange, Setting
@@ -145,3 +146,16 @@ def test_captions_are_edited_where_the_object_is(tiny, dictionary, queries):
 def test_a_model_that_makes_nothing_is_named(tiny_clip):
     with pytest.raises(ConfigError, match="neither images nor captions"):
         make_maker(tiny_clip, None, 0, CONFIG)
+
+
+def test_images_of_an_intervention_change_and_their_sources_fit_the_guided_batch(tiny_sd, maker):
+    density_K = torch.ones(maker.sae.n_latents)
+    for kind, strength in (("amplify", 20.0), ("substitute", 0.0)):
+        made = generate_images(
+            tiny_sd, maker.sae, 0, SAMPLES[:3], Intervention(kind, (1, 2, 3, 4), strength), density_K=density_K,
+            steps=2, guidance=2.0, batch_size=2,
+        )  # fmt: skip
+        assert made.keys == tuple(sample.key for sample in SAMPLES[:3])
+        plain = tiny_sd.generate_images([SAMPLES[2].caption], [Trial(SAMPLES[2], "", (), "").noise_seed], 2, 2.0)
+        assert np.array_equal(np.asarray(made.before[2]), np.asarray(plain[0]))
+        assert not np.array_equal(np.asarray(made.after[2]), np.asarray(plain[0]))
