@@ -16,6 +16,7 @@ from cmma.benchmark.config import BenchmarkConfig
 from cmma.causal.config import InterventionConfig, TraceConfig
 from cmma.checks import at_least, one_of
 from cmma.cmig.config import CMIGConfig
+from cmma.control.config import ControlConfig
 from cmma.errors import ConfigError
 from cmma.evaluation.config import SAEMetricConfig
 from cmma.mitigation.config import MitigationConfig
@@ -256,6 +257,7 @@ class Config:
     intervention: InterventionConfig = field(default_factory=InterventionConfig)
     phases: PhasesConfig = field(default_factory=PhasesConfig)
     mitigation: MitigationConfig = field(default_factory=MitigationConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
     cmig: CMIGConfig = field(default_factory=CMIGConfig)
     metric: MetricConfig = field(default_factory=MetricConfig)
     sae_metric: SAEMetricConfig = field(default_factory=SAEMetricConfig)

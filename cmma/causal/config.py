@@ -172,8 +172,11 @@ class InterventionConfig:
         n_controls: draws of random features (matched in density) and of random directions (equal in norm).
         max_samples: samples that the effect is measured on.
         batch_size: samples in one forward pass.
-        generate: also generate with and without the intervention (generative models).
+        generate: also make texts or images with and without the intervention, and under one control each.
         max_new_tokens: length limit of those texts.
+        n_images: how many images a diffusion model makes, from the first captions.
+        image_steps, guidance: denoising steps per image and the weight of classifier-free guidance.
+        encoder: name of the dual encoder (a file in conf/model/) behind the CLIP-Score of what is made.
         selection: how features are selected.
         seed: of the controls and of the resampling.
     """
@@ -194,6 +197,10 @@ class InterventionConfig:
     batch_size: int = 16
     generate: bool = True
     max_new_tokens: int = 48
+    n_images: int = 16
+    image_steps: int = 10
+    guidance: float = 4.0
+    encoder: str = "toy_clip"
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     seed: int = 0
 
@@ -203,7 +210,9 @@ class InterventionConfig:
         one_of("intervention.phase", self.phase, ("all", "prefill", "decode"))
         one_of("intervention.source", self.source, SOURCES)
         one_of("intervention.readout", self.readout, READOUTS)
-        for name in ("n_features", "n_controls", "max_samples", "batch_size", "max_new_tokens"):
+        for name in (
+            "n_features", "n_controls", "max_samples", "batch_size", "max_new_tokens", "n_images", "image_steps"
+        ):
             positive(f"intervention.{name}", getattr(self, name))
         if self.kind == "combine" and not all(0 <= beta <= 1 for beta in (self.strength, *self.strengths)):
             raise ConfigError(f"intervention.strength={self.strength} is the weight β of Eq. 11 and lies in [0, 1]")

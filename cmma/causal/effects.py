@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from cmma.figures import Curves, Line
 from cmma.statistics.bootstrap import RESAMPLES, bootstrap_mean
 from cmma.statistics.correction import holm
 from cmma.statistics.effect import cohens_d
@@ -45,10 +46,11 @@ class InterventionResult:
     def summary(self, n_resamples: int = RESAMPLES, n_permutations: int = 10_000) -> dict[str, object]:
         """Effect sizes over images: queries of one image, and control draws, are averaged first.
 
-        `shift` is after - before; `excess_features` and `excess_directions` are its difference from the mean shift
-        under that control. Each comes with a 95% BCa interval (`_low`, `_high`), its standard error (`_se`) and the p
-        of a paired sign-flip test (`_p`). `d` is Cohen's d with the pooled standard deviation (paper, Eq. 12) of after
-        over before, `d_features` and `d_directions` of after over the control.
+        `shift` is after - before, `control_features` and `control_directions` the mean shift under that control,
+        `excess_features` and `excess_directions` what the shift has beyond it. Each comes with a 95% BCa interval
+        (`_low`, `_high`), its standard error (`_se`) and the p of a paired sign-flip test (`_p`). `d` is Cohen's d with
+        the pooled standard deviation (paper, Eq. 12) of after over before, `d_features` and `d_directions` of after
+        over the control.
         """
         before, after = self._by_image(self.before_N), self._by_image(self.after_N)
         row: dict[str, object] = {
@@ -61,8 +63,8 @@ class InterventionResult:
         for name, scores_CN in (("features", self.random_features_CN), ("directions", self.random_directions_CN)):
             control = self._by_image(scores_CN.mean(axis=0))
             contrasts[f"excess_{name}"] = after - control
+            contrasts[f"control_{name}"] = control - before
             row[f"d_{name}"] = _cohens_d(after, control)
-            row[f"control_{name}"] = float((control - before).mean())
         for name, difference in contrasts.items():
             interval = bootstrap_mean(difference, n_resamples, self.seed)
             row |= {
@@ -88,6 +90,28 @@ def summarise(results: Sequence[InterventionResult], n_resamples: int = RESAMPLE
     table = pd.DataFrame([result.summary(n_resamples) for result in results])
     corrected = {f"{name}_holm": holm(table[name]) for name in table.columns if name.endswith("_p")}
     return table.assign(**corrected)
+
+
+def dose_curves(effects: pd.DataFrame) -> Curves | None:
+    """Shift of the readout over the strengths, beside both controls; None where there is one strength only.
+
+    Args:
+        effects: as from `summarise`.
+    """
+    doses = effects.drop_duplicates("strength").sort_values("strength")
+    if len(doses) < 2:
+        return None
+    names = {"features": "shift", "random features": "control_features", "random direction": "control_directions"}
+    first = doses.iloc[0]
+    return Curves(
+        title=f"{first['kind']}: dose and response", about=f"change of the {first['readout'].replace('_', ' ')}",
+        x_label={"amplify": "α", "combine": "β"}.get(first["kind"], "value"), x=doses["strength"].tolist(),
+        lines=[
+            Line(label, *(doses[f"{name}{end}"].to_numpy() for end in ("", "_low", "_high")))
+            for label, name in names.items()
+        ],
+        n=int(first["n"]),
+    )  # fmt: skip
 
 
 def _cohens_d(a: np.ndarray, b: np.ndarray) -> float:

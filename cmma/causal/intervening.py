@@ -8,7 +8,15 @@ from typing import Any
 
 from cmma.causal.config import InterventionConfig
 from cmma.causal.effects import InterventionResult
-from cmma.causal.interventions import Intervention, Texts, dose_response, generate_texts, run_intervention
+from cmma.causal.interventions import (
+    Images,
+    Intervention,
+    Texts,
+    dose_response,
+    generate_images,
+    generate_texts,
+    run_intervention,
+)
 from cmma.causal.queries import Query, assert_disjoint, caption_queries, question_queries
 from cmma.causal.rivals import prepare_readout
 from cmma.causal.selection import Selection, select_features
@@ -31,12 +39,14 @@ class Outcome:
         doses: the intervention at each of `config.strengths`, with `DOSE_CONTROLS` draws of the controls.
         texts: generated captions (answers, of a model that writes no captions); None where the model does not generate
             or the configuration says so.
+        images: images made of the captions, by a diffusion model.
     """
 
     selection: Selection
     result: InterventionResult
     doses: list[InterventionResult]
     texts: Texts | None
+    images: Images | None = None
 
 
 def intervene(
@@ -81,7 +91,13 @@ def intervene(
             model, sae, layer, shown, intervention, density_K=selection.density_K, text=asked,
             max_new_tokens=config.max_new_tokens, batch_size=config.batch_size, seed=config.seed,
         )  # fmt: skip
-    return Outcome(selection, result, doses, texts)
+    images = None
+    if config.generate and model.kind == "diffusion":
+        images = generate_images(
+            model, sae, layer, measuring[: config.n_images], intervention, density_K=selection.density_K,
+            steps=config.image_steps, guidance=config.guidance, batch_size=config.batch_size, seed=config.seed,
+        )  # fmt: skip
+    return Outcome(selection, result, doses, texts, images)
 
 
 def divide(samples: Sequence[Sample], n_selection: int, n_effect: int) -> tuple[list[Sample], list[Sample]]:

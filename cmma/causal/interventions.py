@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from cmma.causal.config import INTERVENTIONS, SOURCES
@@ -199,6 +201,56 @@ def generate_texts(
     return Texts(tuple(query.key for query in queries), *map(tuple, written))
 
 
+@dataclass(frozen=True)
+class Images:
+    """What a diffusion model makes of each caption: without and with the intervention, and under one control each."""
+
+    keys: tuple[str, ...]
+    before: tuple[Image.Image, ...]
+    after: tuple[Image.Image, ...]
+    random_features: tuple[Image.Image, ...]
+    random_direction: tuple[Image.Image, ...]
+
+
+def generate_images(
+    model: Any,
+    sae: SparseAutoencoder,
+    layer: int,
+    samples: Sequence[Sample],
+    intervention: Intervention,
+    *,
+    density_K: Tensor,
+    steps: int = 25,
+    guidance: float = 4.0,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> Images:
+    """Images in the diffusion loop, each sample's from one noise, with the intervention in every pass of every step.
+
+    The empty prompts of guidance are edited as the prompts are. For Eq. 10-11 the next sample is the source: the mean
+    over its tokens in one denoising pass of its own image.
+    """
+    intervention = replace(intervention, source="mean")
+    drawn = matched_features(density_K, list(intervention.features), 1, seed)[0]
+    variants = [intervention, replace(intervention, features=tuple(drawn))]
+    queries = [Query(sample, sample.caption) for sample in samples]
+    sources = _sources(queries, None) if intervention.needs_source else None
+    made: list[list[Image.Image]] = [[], [], [], []]
+    with progress(f"Making images ({intervention.kind})", total=len(samples)) as bar:
+        for start in range(0, len(samples), batch_size):
+            some = samples[start : start + batch_size]
+            batch = model.collate(some)
+            there = None if sources is None else collate_queries(model, sources[start : start + batch_size])
+            edits = _edits(model, sae, layer, variants, batch, there, repeats=2)
+            runs = [None, *edits, random_direction(edits[0], _draw_seed(seed, 0))]
+            noise_seeds = [zlib.crc32(sample.key.encode()) for sample in some]
+            for images, edit in zip(made, runs, strict=True):
+                with _under(model, layer, edit):
+                    images += model.generate_images([s.caption for s in some], noise_seeds, steps, guidance)
+            bar.advance(len(some))
+    return Images(tuple(sample.key for sample in samples), *map(tuple, made))
+
+
 def other_images(queries: Sequence[Query]) -> list[Query]:
     """A source for each query: the next query of another image, starting over at the end.
 
@@ -260,9 +312,12 @@ def read_latents(
 
 def _edits(
     model: MultimodalModel, sae: SparseAutoencoder, layer: int, variants: Sequence[Intervention], batch: Batch,
-    there: Batch | None,
+    there: Batch | None, repeats: int = 1,
 ) -> list[TokenEdit]:  # fmt: skip
-    """The edit of each variant (the same intervention on other features) for one batch."""
+    """The edit of each variant (the same intervention on other features) for one batch.
+
+    repeats: how often the samples stand one after the other in the edited passes (guidance: twice).
+    """
     if there is None:
         return [variant.edit(sae) for variant in variants]
     first = variants[0]
@@ -275,7 +330,7 @@ def _edits(
     values = latents_BSF if first.source == "aligned" else mean_BF
     columns = [[features.index(each) for each in variant.features] for variant in variants]
     return [
-        variant.edit(sae, LatentSource(variant.features, values[..., own]))
+        variant.edit(sae, LatentSource(variant.features, torch.cat([values[..., own]] * repeats)))
         for variant, own in zip(variants, columns, strict=True)
     ]
 

@@ -24,11 +24,11 @@ def splice(model: MultimodalModel, layer: int, edit: TokenEdit) -> Iterator[None
     width = model.record_width(layer)
     with ExitStack() as stack:
         for place in model.record_sites(layer):
-            stack.enter_context(Edit(model, place.site, _on_block(edit, place, width)))
+            stack.enter_context(Edit(model, place.site, on_block(edit, place, width)))
         yield
 
 
-def _on_block(edit: TokenEdit, place: RecordSite, width: int) -> TokenEdit:
+def on_block(edit: TokenEdit, place: RecordSite, width: int) -> TokenEdit:
     """`edit` seen from one tower: lift its activations into record vectors and take its block back."""
     if place.width == width:
         return edit

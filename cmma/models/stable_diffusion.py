@@ -280,18 +280,20 @@ class StableDiffusionModel(MultimodalModel):
         return Batch({**batch, "input_ids": empty})
 
     @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """What the U-Net reads of each prompt, Float[B, S, D], with every edit that is in force."""
+        return self.module.text_encoder(input_ids=self.token_ids(prompts))[0]
+
+    @torch.no_grad()
     def generate_images(
         self, prompts: Sequence[str], seeds: Sequence[int], steps: int = 25, guidance: float = 4.0
     ) -> list[Image.Image]:
         """One image per prompt, from the noise of its seed, with every edit that is in force in every pass.
 
         The pipeline's own sampling; edits act on the prompt's passes and on those of the empty prompt that guidance
-        contrasts it with.
+        contrasts it with: rows B … 2 B and 0 … B of the U-Net's batch.
         """
-        text_encoder = self.module.text_encoder
-        text, empty = (
-            text_encoder(input_ids=self.token_ids(texts))[0] for texts in (prompts, [""] * len(prompts))
-        )
+        text, empty = (self.encode_prompts(texts) for texts in (prompts, [""] * len(prompts)))
         return self.pipeline(
             prompt_embeds=text, negative_prompt_embeds=empty, num_inference_steps=steps, guidance_scale=guidance,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],

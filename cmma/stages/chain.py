@@ -60,6 +60,10 @@ def not_applicable(stage: str, config: Config) -> str | None:
         return f"there is no hallucination in captions to mitigate where {config.model.name} writes none"
     if stage == "mitigate" and not shapes:
         return "hallucination is told by the objects of the images, which only dataset=shapes knows"
+    if stage == "control" and not shapes:
+        return "control needs scenes whose factors are known, which only dataset=shapes has"
+    if stage == "control" and config.model.family in ("clip", "blip"):
+        return f"{config.model.name} makes neither images nor captions"
     return None
 
 
@@ -71,6 +75,7 @@ _HEADLINES = {
     "trace": ("n_used", "clean", "corrupt", "strongest", "strongest_recovery"),
     "intervene": ("shift", "excess_over_random_features", "excess_over_random_directions"),
     "mitigate": ("strength", "object_change", "reversed_object_change", "control_object_change"),
+    "control": ("n_right", "success", "precision"),
     "build-cmig": ("features", "pairs", "significant_excess"),
     "evaluate-sae": ("code_cosine", "modality_share", "recovered"),
     "evaluate": ("metrics",),

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import pandas as pd
 
-from cmma.causal.effects import summarise
+from cmma import figures
+from cmma.artifacts.store import Artifact
+from cmma.causal.effects import dose_curves, summarise
 from cmma.causal.intervening import Outcome, intervene
+from cmma.config import load_group
+from cmma.console import warn
+from cmma.data.samples import Sample
+from cmma.errors import DataError
 from cmma.evaluation.chair import chair
+from cmma.evaluation.consistency import consistency_scores, relative_changes
 from cmma.evaluation.scene_captions import SHAPES_VOCABULARY, visible_shapes
 from cmma.models import load_model
+from cmma.models.base import MultimodalModel
+from cmma.models.spec import ModelSpec
 from cmma.sae.interchange.load import load_sae
 from cmma.stages.runner import Stage
 from cmma.stages.splits import load_split, measured_samples, resolve_split
+
+_CONDITIONS = ("before", "after", "random_features", "random_direction")
+_SHOWN = 4
 
 
 def run(stage: Stage) -> dict[str, Any]:
@@ -34,6 +47,8 @@ def run(stage: Stage) -> dict[str, Any]:
     stage.artifact.write_table("effects.parquet", effects)
     texts = _texts(outcome)
     stage.artifact.write_jsonl("generations.jsonl", texts)
+    shown = [curves] if (curves := dose_curves(effects)) else []
+    stage.artifact.write_json("figures.json", figures.to_json([*shown, *_gallery(stage.artifact, outcome)]))
     truth = {sample.key: visible_shapes(sample) for sample in samples if sample.objects}
     summary: dict[str, Any] = {
         "kind": config.kind, "features": list(outcome.result.features), "readout": outcome.result.readout,
@@ -48,6 +63,12 @@ def run(stage: Stage) -> dict[str, Any]:
             summary["chair_i"] = {
                 name: _number(_chair_i(texts, name, truth)) for name in ("before", "after", "random_features")
             }
+    consistency = _consistency(stage, model, outcome, samples)
+    if consistency:
+        stage.artifact.write_table("consistency.parquet", pd.DataFrame(consistency))
+        summary["consistency"] = {
+            row["component"]: row["value"] for row in consistency if row["condition"] == "after"
+        }
     return summary
 
 
@@ -71,6 +92,50 @@ def _texts(outcome: Outcome) -> list[dict[str, Any]]:
         return []
     columns = asdict(outcome.texts)
     return [dict(zip(("key", *list(columns)[1:]), row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _gallery(artifact: Artifact, outcome: Outcome) -> list[figures.Figure]:
+    """The first images, a row for each caption."""
+    if outcome.images is None:
+        return []
+    rows = []
+    for index, key in enumerate(outcome.images.keys[:_SHOWN]):
+        rows.append([(f"images/{key}-{name}.png", name.replace("_", " ")) for name in _CONDITIONS])
+        for (file, _), name in zip(rows[-1], _CONDITIONS, strict=True):
+            artifact.write_image(file, getattr(outcome.images, name)[index])
+    return [figures.Gallery(f"{outcome.result.kind}: images", "one noise in each row", rows)]
+
+
+def _consistency(
+    stage: Stage, model: MultimodalModel, outcome: Outcome, samples: Sequence[Sample]
+) -> list[dict[str, Any]]:
+    """How CLIP-Scores of what was made change under the intervention and its controls; empty where nothing was."""
+    made = outcome.images or (outcome.texts if model.captions else None)
+    if made is None:
+        return []
+    try:
+        encoder = load_model(ModelSpec(**load_group("model", stage.config.intervention.encoder)), stage.device)
+    except DataError as error:
+        warn(f"semantic consistency is not measured: {error}")
+        return []
+    by_key = {sample.key: sample for sample in samples}
+    asked = [by_key[key] for key in made.keys]
+    scores = {}
+    for name in _CONDITIONS:
+        results = getattr(made, name)
+        pictured, texts = asked, results
+        if outcome.images is not None:
+            pictured = [replace(sample, image=image) for sample, image in zip(asked, results, strict=True)]
+            texts = [sample.caption for sample in asked]
+        scores[name] = consistency_scores(encoder, pictured, texts)
+    return [
+        {"condition": name, "component": component, "encoder": encoder.spec.name,
+         "before": scores["before"][component].mean() if component in scores["before"] else None,
+         **interval.as_dict()}
+        for name in _CONDITIONS[1:]
+        for component, interval in relative_changes(
+            scores["before"], scores[name], seed=stage.config.intervention.seed).items()
+    ]  # fmt: skip
 
 
 def _chair_i(texts: list[dict[str, Any]], condition: str, truth: dict[str, list[str]]) -> float:

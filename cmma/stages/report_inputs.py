@@ -46,7 +46,8 @@ def gather(config: Config, parents: Mapping[str, Artifact], overrides: Sequence[
             name: number for artifact in parents.values() for name, number in artifact.manifest["software"].items()
         },
         "causal": [
-            shown for name, artifact in parents.items() if name.startswith(("trace:", "mitigate"))
+            shown for name, artifact in parents.items()
+            if name.startswith(("trace:", "intervene:", "mitigate", "control"))
             for shown in _figures(artifact)
         ],
     }
@@ -70,6 +71,11 @@ def gather(config: Config, parents: Mapping[str, Artifact], overrides: Sequence[
         parts["depth"] = _figures(parents["phases"])
     if "mitigate" in parents and parents["mitigate"].path("test.parquet").is_file():
         parts["hallucination"] = _hallucination(parents["mitigate"], config.mitigation.split)
+    amplified = parents.get("intervene:amplify")  # the paper's 5.5.2 amplifies
+    if amplified is not None and amplified.path("consistency.parquet").is_file():
+        parts["consistency"] = _consistency(amplified)
+    if "control" in parents and parents["control"].path("control.parquet").is_file():
+        parts["control"] = _control(parents["control"])
     if "evaluate" in parents:
         parts["evaluation"] = _evaluation(parents["evaluate"])
     return ReportInputs(title=f"{config.model.name}: cross-modal mechanistic analysis", **parts)
@@ -115,7 +121,7 @@ def _thumbnail(image: Image.Image) -> Image.Image:
 
 def _figures(artifact: Artifact) -> list[Shown]:
     """What a stage left to be drawn, with the pictures that its galleries name."""
-    shown = []
+    shown: list[Shown] = []
     for figure in from_json(artifact.read_json("figures.json")):
         names = [name for row in figure.images for name, _ in row] if isinstance(figure, Gallery) else []
         shown.append(Shown(figure, artifact.key, {name: Image.open(artifact.path(name)) for name in names}))
@@ -141,6 +147,45 @@ def _hallucination(artifact: Artifact, split: str) -> dict[str, Cell]:
         else Cell("undefined: none before", artifact=artifact.key)
         for name, cell in cells.items()
     }
+
+
+def _consistency(artifact: Artifact) -> dict[str, Cell]:
+    """Section 5.5.2: change of each component under the intervention, in percent."""
+    table = artifact.read_table("consistency.parquet")
+    found = {}
+    for row in table[table["condition"] == "after"].to_dict("records"):
+        value, low, high = (None if pd.isna(row[k]) else row[k] for k in ("value", "low", "high"))
+        found[row["component"]] = Cell(
+            value, low, high, kind=row["kind"], n=int(row["n"]), unit="%", digits=1, artifact=artifact.key
+        )
+    return found
+
+
+# Rows and columns of Table 2 (`cmma.report.references.CONTROL`): ours → the paper's.
+_DIMENSIONS = {
+    "object": "object manipulation", "style": "style transfer", "attribute": "attribute modification",
+    "composition": "compositional changes", "overall": "overall",
+}
+_CONTROL_METRICS = {
+    "success": "success rate", "precision": "precision", "preservation": "semantic preservation"
+}
+
+
+def _control(artifact: Artifact) -> dict[str, dict[str, Cell]]:
+    """Table 2: what the features do; precision as a share, the others in percent."""
+    found: dict[str, dict[str, Cell]] = {name: {} for name in _DIMENSIONS.values()}
+    table = artifact.read_table("control.parquet")
+    for row in table[table["condition"] == "features"].to_dict("records"):
+        if row["group"] in _DIMENSIONS and row["metric"] in _CONTROL_METRICS:
+            percent = row["metric"] != "precision"
+            value, low, high = (
+                None if pd.isna(row[k]) else (100 if percent else 1) * row[k] for k in ("value", "low", "high")
+            )
+            found[_DIMENSIONS[row["group"]]][_CONTROL_METRICS[row["metric"]]] = Cell(
+                value, low, high, kind=row["kind"], n=int(row["n"]), unit="%" if percent else "",
+                digits=1 if percent else 2, artifact=artifact.key,
+            )
+    return found
 
 
 def _network(graph: Artifact) -> dict[str, Cell]:

@@ -44,10 +44,16 @@ STAGES: dict[str, StageSpec] = {
         "classify latents and collect their examples and concepts", ("interpret", "seed"), ("train-sae",)
     ),
     "trace": StageSpec(
-        "causal trace: where a restored activation brings the answer back", ("model", "trace"), ("prepare-data",)
+        "which activations, positions, heads or features carry an answer", ("model", "trace"), ("prepare-data",)
     ),
     "intervene": StageSpec(
-        "ablate, amplify, substitute, combine and clamp features", ("intervention",), ("interpret",)
+        "ablate, amplify, substitute, combine and clamp features", ("intervention",), ("interpret",), version=2
+    ),
+    "control": StageSpec(
+        "change one factor of what the model makes by dictionary features (paper, Table 2)",
+        ("control",),
+        ("train-sae",),
+        chained=False,
     ),
     "mitigate": StageSpec(
         "make hallucination-prone features weaker, beside published ways and controls",
@@ -81,6 +87,6 @@ STAGES: dict[str, StageSpec] = {
 
 # What the report shows when it exists; it waits for none of them.
 REPORTED = (
-    "cache-activations", "train-sae", "interpret", "trace", "intervene", "mitigate", "build-cmig", "phases",
-    "evaluate-sae", "evaluate",
+    "cache-activations", "train-sae", "interpret", "trace", "intervene", "control", "mitigate", "build-cmig",
+    "phases", "evaluate-sae", "evaluate",
 )

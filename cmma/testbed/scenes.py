@@ -6,7 +6,9 @@ scene share both colour and shape, so "the red circle" is always unique. Objects
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +21,7 @@ GRID = 3  # cells per side
 CELL = 16  # pixels
 CANVAS = GRID * CELL
 RADII = (4.4, 6.6)  # small, large: no shape reaches further than this from its centre, in pixels
+ROOM = CELL / 2 - 0.5 - max(RADII)  # of a centre from its cell's centre; half a pixel is left for the soft edge
 MAX_OBJECTS = 4
 
 
@@ -90,8 +93,7 @@ class Scenes:
     def centres(self, rows: int | slice | np.ndarray = slice(None)) -> np.ndarray:
         """Object centres (x, y) in pixels: [..., 4, 2]; the same for a small and a large object."""
         cell = self.cell[rows]
-        room = CELL / 2 - 0.5 - max(RADII)  # half a pixel is left for the soft edge
-        return np.stack([cell % GRID, cell // GRID], axis=-1) * CELL + CELL / 2 + self.jitter[rows] * room
+        return np.stack([cell % GRID, cell // GRID], axis=-1) * CELL + CELL / 2 + self.jitter[rows] * ROOM
 
     def in_reading_order(self) -> Scenes:
         """The same scenes with their objects sorted by cell."""
@@ -113,3 +115,22 @@ class Scenes:
             )
             for m in range(self.count[row])
         )  # fmt: skip
+
+
+def scenes_of(objects: Sequence[Sequence[Mapping[str, Any]]], keys: Sequence[int]) -> Scenes:
+    """Scenes from the objects of samples (`meta["objects"]`), in the order given; `keys` draw background and noise."""
+    n = len(objects)
+    filled = Scenes(
+        count=np.array([len(some) for some in objects]), jitter=np.zeros((n, MAX_OBJECTS, 2)),
+        visible=np.ones((n, MAX_OBJECTS), dtype=bool), keys=np.array(keys, dtype=np.uint64),
+        **{name: np.zeros((n, MAX_OBJECTS), dtype=int) for name in ("shape", "color", "size", "texture", "cell")},
+    )  # fmt: skip
+    words = {"shape": SHAPES, "color": COLORS, "size": SIZES, "texture": TEXTURES}
+    for row, some in enumerate(objects):
+        for column, thing in enumerate(some):
+            for name, known in words.items():
+                getattr(filled, name)[row, column] = known.index(thing[name])
+            filled.cell[row, column], filled.visible[row, column] = thing["cell"], thing["visible"]
+            offset_X = np.array([thing["x"], thing["y"]]) - filled.centres(row)[column]
+            filled.jitter[row, column] = offset_X / ROOM
+    return filled

@@ -1,0 +1,1 @@
+"""Controllable generation through dictionary features (paper, section 5.5.3, Table 2; docs/control.md)."""
