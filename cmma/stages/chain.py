@@ -86,7 +86,7 @@ def print_summary(made: Mapping[str, Artifact]) -> None:
     """The headline numbers of every stage, one line each; `cmma show KEY` has the rest."""
     say("")
     for name, artifact in made.items():
-        shown = {key: artifact.summary.get(key) for key in _HEADLINES.get(artifact.stage, ())}
+        shown = {key: artifact.summary[key] for key in _HEADLINES.get(artifact.stage, ()) if key in artifact.summary}
         for key, value in shown.items():
             if isinstance(value, dict):
                 shown = {k: v for k, v in shown.items() if k != key} | value
