@@ -85,7 +85,7 @@ def by_seed(seeds: Sequence[Seed]) -> Iterator[str]:
     """The chosen features: change of each rate on the held-out images, with its interval and d, and what is lost."""
     yield from _head("dictionary", *RATES.values(), "recall", "accuracy")
     for found in seeds:
-        cells = [_change(_row(found, OURS, BIASED, name), with_d=True) for name in RATES]
+        cells = [_change(_row(found, OURS, BIASED, name)) for name in RATES]
         losses = [_points(_row(found, OURS, BIASED, name)) for name in ("recall", "accuracy")]
         yield _line(f"seed {found['seed']}: {_chosen(found)}", *cells, *losses)
     cells = [_mean([_row(found, OURS, BIASED, name) for found in seeds], "%") for name in RATES]
@@ -146,20 +146,20 @@ def _row(found: Seed, condition: str, split: str, metric: str) -> dict[str, Any]
     return next((row for row in found["rows"] if (row["condition"], row["split"], row["metric"]) == wanted), {})
 
 
-def _change(row: dict[str, Any], with_d: bool = False) -> str:
+def _change(row: dict[str, Any]) -> str:
+    """A relative change with its interval over images and Cohen's d."""
     if row.get("change") is None:
         return "undefined" if row else "–"
-    text = f"{row['change']:+.1f}%"
-    if row["change_low"] is not None:
-        text += f" [{row['change_low']:.1f}, {row['change_high']:.1f}]"
-    return text + (f", d {row['d']:.2f}" if with_d and row["d"] is not None else "")
+    d = "" if row["d"] is None else f", d {_minus(row['d'], '.2f')}"
+    return _spread(row["change"], row["change_low"], row["change_high"], "%") + d
 
 
 def _points(row: dict[str, Any]) -> str:
+    """A difference of shares in points."""
     if row.get("change") is None:
         return "–"
-    value, low, high = row["change"], row["change_low"], row["change_high"]
-    return f"{100 * value:+.1f}" + ("" if low is None else f" [{100 * low:.1f}, {100 * high:.1f}]")
+    bounds = (None if row[name] is None else 100 * row[name] for name in ("change_low", "change_high"))
+    return _spread(100 * row["change"], *bounds)
 
 
 def _value(row: dict[str, Any], unit: str) -> str:
@@ -178,8 +178,18 @@ def _mean(rows: Sequence[dict[str, Any]], unit: str) -> str:
     low, high = mean.low, mean.high
     if max(changes) == min(changes) and first["change_low"] is not None:
         low, high = scale * first["change_low"], scale * first["change_high"]
-    shown = "%" if unit == "%" else ""
-    return f"{mean.value:+.1f}{shown}" + (f" [{low:.1f}, {high:.1f}]" if math.isfinite(low) else "")
+    return _spread(mean.value, low, high, "%" if unit == "%" else "")
+
+
+def _spread(value: float | None, low: float | None, high: float | None, unit: str = "") -> str:
+    """"+1.2% [0.3, 2.1]", the interval only where there is one."""
+    assert value is not None
+    bounds = "" if low is None or high is None or not math.isfinite(low) else f" [{_minus(low)}, {_minus(high)}]"
+    return _minus(value, "+.1f") + unit + bounds
+
+
+def _minus(value: float, form: str = ".1f") -> str:
+    return format(value, form).replace("-", "−")
 
 
 def _head(*cells: str) -> Iterator[str]:

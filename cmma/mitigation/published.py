@@ -21,6 +21,7 @@ from cmma.evaluation.questions import Answered
 from cmma.evaluation.vocabulary import Vocabulary
 from cmma.features.concepts import auroc, best_threshold
 from cmma.hooks import Edit, TokenEdit, Trace, Where, splice
+from cmma.hooks.edit import EditFunction
 from cmma.mitigation.config import MitigationConfig
 from cmma.mitigation.prone import evidence
 from cmma.mitigation.spoken import MentionReadout, SpokenMention, word_columns
@@ -244,7 +245,7 @@ def head_attribution(
     return effect_LH / max(1, len(mentions))
 
 
-def _without(heads: Sequence[int], n_heads: int):
+def _without(heads: Sequence[int], n_heads: int) -> EditFunction:
     def fn(acts_ND: Tensor, modality_N: Tensor, where: Where) -> Tensor:
         heads_NHe = acts_ND.unflatten(-1, (n_heads, -1)).clone()
         heads_NHe[:, heads] = 0
