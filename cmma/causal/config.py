@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cmma.causal.method_configs import (
+    CrossAttentionMapsConfig,
+    HeadTextConfig,
+    PromptSwapConfig,
+    SparseConceptsConfig,
+)
 from cmma.checks import one_of, positive
 from cmma.errors import ConfigError
 
 REPLACEMENTS = ("pair", "relation", "referent", "count", "negation", "logic")
-TRACE_METHODS = ("noise", "semantic_pair", "token_replacement")
+TRACE_METHODS = (
+    "noise", "semantic_pair", "token_replacement", "cross_attention_maps", "prompt_swap", "head_text",
+    "sparse_concepts",
+)  # fmt: skip
 WITH_DICTIONARY: tuple[str, ...] = ()
 """Methods that look at the features of a dictionary; the others need none."""
 ANSWER_READOUTS = ("logit_difference", "log_probability", "probability")
@@ -46,7 +55,7 @@ class TraceConfig:
     """One causal trace: how the input is corrupted, what is restored, what is measured.
 
     Attributes:
-        method: how the corrupt run is made: `noise`, `semantic_pair` or `token_replacement`.
+        method: what is done (`conf/trace/`, docs/causal.md). For the first three: how the corrupt run is made.
         split: split of the data set that is run; pairs need a split of pairs.
         replacement: what `token_replacement` swaps in the question: `pair` takes the question of an image pair, the
             others one of the shapes world's counterfactual sets (docs/testbed.md).
@@ -65,6 +74,8 @@ class TraceConfig:
         correct_only: keep the cases that the model answers right before corruption.
         rows_per_forward: cells that share one forward pass; changes the speed, not the result.
         noise: the corruption of method `noise`.
+        cross_attention_maps, prompt_swap, head_text, sparse_concepts: options of those methods, which also read split,
+            max_samples, rows_per_forward and seed.
         seed: of the noise and of the resampling.
     """
 
@@ -82,6 +93,10 @@ class TraceConfig:
     correct_only: bool = True
     rows_per_forward: int = 64
     noise: NoiseConfig = field(default_factory=NoiseConfig)
+    cross_attention_maps: CrossAttentionMapsConfig = field(default_factory=CrossAttentionMapsConfig)
+    prompt_swap: PromptSwapConfig = field(default_factory=PromptSwapConfig)
+    head_text: HeadTextConfig = field(default_factory=HeadTextConfig)
+    sparse_concepts: SparseConceptsConfig = field(default_factory=SparseConceptsConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:

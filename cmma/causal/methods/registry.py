@@ -14,6 +14,10 @@ _MODULES = {
     "noise": "patch_grid",
     "semantic_pair": "patch_grid",
     "token_replacement": "patch_grid",
+    "cross_attention_maps": "cross_attention_maps",
+    "prompt_swap": "prompt_swap",
+    "head_text": "head_text",
+    "sparse_concepts": "sparse_concepts",
 }
 
 
