@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 from cmma.causal.method_configs import (
     MODULES,
     AttributionConfig,
+    CrossAttentionMapsConfig,
+    HeadTextConfig,
     KnockoutConfig,
     LogitLensConfig,
+    PromptSwapConfig,
     SAEAttributionConfig,
+    SparseConceptsConfig,
 )
 from cmma.checks import one_of, positive
 from cmma.errors import ConfigError
@@ -17,6 +21,7 @@ from cmma.errors import ConfigError
 REPLACEMENTS = ("pair", "relation", "referent", "count", "negation", "logic")
 TRACE_METHODS = (
     "noise", "semantic_pair", "token_replacement", "knockout", "attribution", "sae_attribution", "logit_lens",
+    "cross_attention_maps", "prompt_swap", "head_text", "sparse_concepts",
 )  # fmt: skip
 WITH_DICTIONARY: tuple[str, ...] = ("sae_attribution",)
 """Methods that look at the features of a dictionary; the others need none."""
@@ -85,6 +90,8 @@ class TraceConfig:
         sae_attribution: of method `sae_attribution`, which also reads split, readout (`auto` = logit_difference from
             the wrong answer that the clean model likes best), max_samples and correct_only.
         logit_lens: of method `logit_lens`, which also reads split, layers, max_samples and correct_only.
+        cross_attention_maps, prompt_swap, head_text, sparse_concepts: options of those methods, which also read split,
+            max_samples, rows_per_forward and seed.
         seed: of the noise and of the resampling.
     """
 
@@ -107,6 +114,10 @@ class TraceConfig:
     attribution: AttributionConfig = field(default_factory=AttributionConfig)
     sae_attribution: SAEAttributionConfig = field(default_factory=SAEAttributionConfig)
     logit_lens: LogitLensConfig = field(default_factory=LogitLensConfig)
+    cross_attention_maps: CrossAttentionMapsConfig = field(default_factory=CrossAttentionMapsConfig)
+    prompt_swap: PromptSwapConfig = field(default_factory=PromptSwapConfig)
+    head_text: HeadTextConfig = field(default_factory=HeadTextConfig)
+    sparse_concepts: SparseConceptsConfig = field(default_factory=SparseConceptsConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:

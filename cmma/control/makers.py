@@ -16,7 +16,7 @@ from torch import Tensor
 from cmma.control.config import ControlConfig
 from cmma.control.edits import Contrasts, Setting, Slots
 from cmma.control.scoring import Facts, facts_of_caption, facts_of_image
-from cmma.control.trials import ROLES, Trial, words_of
+from cmma.control.trials import ROLES, Trial, token_span, words_of
 from cmma.data.samples import Sample
 from cmma.errors import ConfigError
 from cmma.hooks import Edit, TokenEdit
@@ -150,14 +150,11 @@ class ImageMaker(Maker):
         role_BS = torch.full_like(thing_BS, -1)
         for row, sample in enumerate(samples):
             for word in words_of(sample.caption, sample.objects):
-                first, behind = (1 + self._n_tokens(sample.caption[:end]) for end in (word.start, word.stop))
-                behind = min(behind, length - 1)  # a prompt that is too long is cut, and its end mark is no word
-                thing_BS[row, first:behind] = word.thing
-                role_BS[row, first:behind] = ROLES.index(word.role)
+                span = token_span(self.model.tokenizer, sample.caption, word)
+                span = slice(span.start, min(span.stop, length - 1))  # a prompt that is too long is cut at its end mark
+                thing_BS[row, span] = word.thing
+                role_BS[row, span] = ROLES.index(word.role)
         return Slots(thing_BS, role_BS, len(ROLES))
-
-    def _n_tokens(self, text: str) -> int:
-        return len(self.model.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _images(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Made]:
         images: list[Image.Image] = []

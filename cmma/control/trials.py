@@ -124,6 +124,14 @@ def words_of(caption: str, objects: Sequence[dict[str, Any]]) -> list[Word]:
     return sorted(words, key=lambda word: word.start)
 
 
+def token_span(tokenizer: Any, caption: str, word: Word) -> slice:
+    """Positions of a word's tokens in a prompt that begins with one start mark."""
+    first, behind = (
+        1 + len(tokenizer(caption[:end], add_special_tokens=False)["input_ids"]) for end in (word.start, word.stop)
+    )
+    return slice(first, behind)
+
+
 def rewrite(caption: str, objects: Sequence[dict[str, Any]], instead: Sequence[dict[str, Any]]) -> str:
     """The caption with the attribute words of each object replaced by those of `instead`."""
     for word in reversed(words_of(caption, objects)):

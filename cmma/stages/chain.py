@@ -60,6 +60,13 @@ def not_applicable(stage: str, config: Config) -> str | None:
         return f"there is no hallucination in captions to mitigate where {config.model.name} writes none"
     if stage == "mitigate" and not shapes:
         return "hallucination is told by the objects of the images, which only dataset=shapes knows"
+    if stage == "trace" and config.trace.method in ("cross_attention_maps", "prompt_swap"):
+        if config.model.family != "stable_diffusion":
+            return f"{config.trace.method} is about making images from prompts, which {config.model.name} does not"
+        if not shapes:
+            return f"{config.trace.method} reads the made images with the scene parser of dataset=shapes"
+    if stage == "trace" and config.trace.method in ("head_text", "sparse_concepts") and config.model.family != "clip":
+        return f"{config.trace.method} reads the space that the towers of a CLIP share"
     if stage == "control" and not shapes:
         return "control needs scenes whose factors are known, which only dataset=shapes has"
     if stage == "control" and config.model.family in ("clip", "blip"):

@@ -78,7 +78,8 @@ def test_contrasts_are_means_over_the_tokens_of_objects(maker, before):
                 continue
             phrase = [thing[name] for name in ("size", "texture", "color", "shape")]
             start = next(i for i in range(len(words)) if words[i : i + 4] == phrase)
-            position = 1 + maker._n_tokens(" ".join(words[: start + 3]))
+            ahead = maker.model.tokenizer(" ".join(words[: start + 3]), add_special_tokens=False)["input_ids"]
+            position = 1 + len(ahead)
             record_1D = torch.zeros(1, maker.sae.d)
             record_1D[:, -acts[site].shape[-1] :] = acts[site][0, position]
             total += maker.sae.encode(record_1D, torch.tensor([1]))[0]

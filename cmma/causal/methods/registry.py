@@ -18,6 +18,10 @@ _MODULES = {
     "attribution": "attribution",
     "sae_attribution": "sae_attribution",
     "logit_lens": "logit_lens",
+    "cross_attention_maps": "cross_attention_maps",
+    "prompt_swap": "prompt_swap",
+    "head_text": "head_text",
+    "sparse_concepts": "sparse_concepts",
 }
 
 
