@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cmma.causal.method_configs import COUNTERFACTUAL_SETS, ConstraintWindowConfig, UniversalHeadsConfig
 from cmma.checks import one_of, positive
 from cmma.errors import ConfigError
 
-REPLACEMENTS = ("pair", "relation", "referent", "count", "negation", "logic")
-TRACE_METHODS = ("noise", "semantic_pair", "token_replacement")
+REPLACEMENTS = ("pair", *COUNTERFACTUAL_SETS)
+TRACE_METHODS = (
+    "noise", "semantic_pair", "token_replacement", "constraint_window", "universal_heads", "corruptions",
+)  # fmt: skip
 WITH_DICTIONARY: tuple[str, ...] = ()
 """Methods that look at the features of a dictionary; the others need none."""
 MODULES = ("residual", "mlp", "attention", "self_attention", "cross_attention", "head", "cross_head")
@@ -47,7 +50,7 @@ class TraceConfig:
     """One causal trace: how the input is corrupted, what is restored, what is measured.
 
     Attributes:
-        method: how the corrupt run is made: `noise`, `semantic_pair` or `token_replacement`.
+        method: what is done (docs/causal.md). For the first three, how the corrupt run is made.
         split: split of the data set that is run; pairs need a split of pairs.
         replacement: what `token_replacement` swaps in the question: `pair` takes the question of an image pair, the
             others one of the shapes world's counterfactual sets (docs/testbed.md).
@@ -60,8 +63,8 @@ class TraceConfig:
             encoder, text in a BLIP and a diffusion model.
         layers: rows of the trace; null = every layer of the stream.
         image_positions: image patches as groups: `objects` (by mask; whole without one), `each`, `whole` or `none`.
-        text_positions: prompt tokens after the image: `each` (counted back from the last), `whole` or `none`. The
-            last token is a group in any case.
+        text_positions: prompt tokens after the image: `each` (counted back from the last), `whole`, `constraint` (the
+            words that a token replacement changes, and the others) or `none`. The last token is a group in any case.
         positions: names of the position groups that are restored; `everything` is all positions together. Empty = all
             groups; for single heads, `everything`.
         readout: `auto` = probability for noise, logit_difference for pairs, cosine for a dual encoder,
@@ -69,7 +72,8 @@ class TraceConfig:
         max_samples: samples (or pairs) used, from the first.
         correct_only: keep the cases that the model answers right before corruption.
         rows_per_forward: cells that share one forward pass; changes the speed, not the result.
-        noise: the corruption of method `noise`.
+        noise: the corruption of method `noise`; `corruptions` takes its number of draws and its site.
+        constraint_window, universal_heads: options of those methods.
         seed: of the noise and of the resampling.
     """
 
@@ -88,6 +92,8 @@ class TraceConfig:
     correct_only: bool = True
     rows_per_forward: int = 64
     noise: NoiseConfig = field(default_factory=NoiseConfig)
+    constraint_window: ConstraintWindowConfig = field(default_factory=ConstraintWindowConfig)
+    universal_heads: UniversalHeadsConfig = field(default_factory=UniversalHeadsConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -96,7 +102,7 @@ class TraceConfig:
         one_of("trace.module", self.module, MODULES)
         one_of("trace.stream", self.stream, ("", "language", "vision", "text", "decoder", "unet"))
         one_of("trace.image_positions", self.image_positions, ("objects", "each", "whole", "none"))
-        one_of("trace.text_positions", self.text_positions, ("each", "whole", "none"))
+        one_of("trace.text_positions", self.text_positions, ("each", "whole", "constraint", "none"))
         one_of("trace.readout", self.readout, READOUTS)
         for name in ("window", "max_samples", "rows_per_forward"):
             positive(f"trace.{name}", getattr(self, name))

@@ -39,14 +39,20 @@ def run_chain(config: Config, overrides: Sequence[str] = ()) -> None:
 def not_applicable(stage: str, config: Config) -> str | None:
     """Why a stage cannot mean anything for this model and data; None when it can."""
     shapes = config.dataset.kind == "shapes"
-    if stage == "trace" and config.trace.method in ("semantic_pair", "token_replacement") and not shapes:
+    if stage == "trace" and config.trace.method in _OF_PAIRS and not shapes:
         return f"trace.method={config.trace.method} needs pairs of images, which only dataset=shapes has"
     if stage == "trace" and config.trace.method == "token_replacement" and config.model.family == "clip":
         return "token replacement is about questions, and a dual encoder answers none"
+    if stage == "trace" and config.trace.method in _OF_QUESTIONS and config.model.family in _WITHOUT_ANSWERS:
+        return f"{config.trace.method} is about questions, and a {config.model.family} model answers none"
     if stage == "trace" and config.trace.method == "semantic_pair" and config.model.family == "stable_diffusion":
         return "a semantic pair swaps the image that is read, and a diffusion model makes its image"
     return None
 
+
+_OF_QUESTIONS = ("constraint_window", "universal_heads", "corruptions")
+_OF_PAIRS = ("semantic_pair", "token_replacement", *_OF_QUESTIONS)
+_WITHOUT_ANSWERS = ("clip", "stable_diffusion")
 
 # What the summary prints of each stage: entries of its artifact's summary.
 _HEADLINES = {

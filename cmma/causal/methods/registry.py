@@ -14,6 +14,9 @@ _MODULES = {
     "noise": "patch_grid",
     "semantic_pair": "patch_grid",
     "token_replacement": "patch_grid",
+    "constraint_window": "constraint_window",
+    "universal_heads": "universal_heads",
+    "corruptions": "corruptions",
 }
 
 
