@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cmma.causal.method_configs import (
+    COUNTERFACTUAL_SETS,
     MODULES,
     AttributionConfig,
+    ConstraintWindowConfig,
     CrossAttentionMapsConfig,
     HeadTextConfig,
     KnockoutConfig,
@@ -14,14 +16,16 @@ from cmma.causal.method_configs import (
     PromptSwapConfig,
     SAEAttributionConfig,
     SparseConceptsConfig,
+    UniversalHeadsConfig,
 )
 from cmma.checks import one_of, positive
 from cmma.errors import ConfigError
 
-REPLACEMENTS = ("pair", "relation", "referent", "count", "negation", "logic")
+REPLACEMENTS = ("pair", *COUNTERFACTUAL_SETS)
 TRACE_METHODS = (
     "noise", "semantic_pair", "token_replacement", "knockout", "attribution", "sae_attribution", "logit_lens",
-    "cross_attention_maps", "prompt_swap", "head_text", "sparse_concepts",
+    "cross_attention_maps", "prompt_swap", "head_text", "sparse_concepts", "constraint_window", "universal_heads",
+    "corruptions",
 )  # fmt: skip
 WITH_DICTIONARY: tuple[str, ...] = ("sae_attribution",)
 """Methods that look at the features of a dictionary; the others need none."""
@@ -74,8 +78,8 @@ class TraceConfig:
             encoder, text in a BLIP and a diffusion model.
         layers: rows of the trace; null = every layer of the stream.
         image_positions: image patches as groups: `objects` (by mask; whole without one), `each`, `whole` or `none`.
-        text_positions: prompt tokens after the image: `each` (counted back from the last), `whole` or `none`. The
-            last token is a group in any case.
+        text_positions: prompt tokens after the image: `each` (counted back from the last), `whole`, `constraint` (the
+            words that a token replacement changes, and the others) or `none`. The last token is a group in any case.
         positions: names of the position groups that are restored; `everything` is all positions together. Empty = all
             groups; for single heads, `everything`.
         readout: `auto` = probability for noise, logit_difference for pairs, cosine for a dual encoder,
@@ -83,7 +87,8 @@ class TraceConfig:
         max_samples: samples (or pairs) used, from the first.
         correct_only: keep the cases that the model answers right before corruption.
         rows_per_forward: cells that share one forward pass; changes the speed, not the result.
-        noise: the corruption of method `noise`.
+        noise: the corruption of method `noise`; `corruptions` takes its number of draws and its site.
+        constraint_window, universal_heads: options of those methods.
         knockout: of method `knockout`, which also reads split, layers (centres of its windows), readout (`auto` =
             first_token_probability), max_samples, correct_only and rows_per_forward.
         attribution: of method `attribution`, which reads of the others what its corruption reads.
@@ -118,6 +123,8 @@ class TraceConfig:
     prompt_swap: PromptSwapConfig = field(default_factory=PromptSwapConfig)
     head_text: HeadTextConfig = field(default_factory=HeadTextConfig)
     sparse_concepts: SparseConceptsConfig = field(default_factory=SparseConceptsConfig)
+    constraint_window: ConstraintWindowConfig = field(default_factory=ConstraintWindowConfig)
+    universal_heads: UniversalHeadsConfig = field(default_factory=UniversalHeadsConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -126,7 +133,7 @@ class TraceConfig:
         one_of("trace.module", self.module, MODULES)
         one_of("trace.stream", self.stream, ("", "language", "vision", "text", "decoder", "unet"))
         one_of("trace.image_positions", self.image_positions, ("objects", "each", "whole", "none"))
-        one_of("trace.text_positions", self.text_positions, ("each", "whole", "none"))
+        one_of("trace.text_positions", self.text_positions, ("each", "whole", "constraint", "none"))
         one_of("trace.readout", self.readout, READOUTS)
         for name in ("window", "max_samples", "rows_per_forward"):
             positive(f"trace.{name}", getattr(self, name))

@@ -235,7 +235,9 @@ def joined_scores(model: MultimodalModel, cells: Sequence[Cell], readout: Readou
             model but for its inputs.
     """
     tower, stream = _matched(cells[0].parts[0]).group("tower", "stream")
-    start = min(cell.first for cell in cells) if prefix else 0
+    start = 0
+    if prefix:  # the columns that are read begin at the prompt's end
+        start = min(min(cell.first, int(cell.case.corrupt.batch.prompt_end.min())) for cell in cells)
     order = sorted(range(len(cells)), key=lambda index: block_of(cells[index].parts))
     rows = [cells[index] for index in order]
     cases = list(dict.fromkeys(cell.case for cell in rows))

@@ -17,7 +17,7 @@ from cmma.errors import ConfigError
 from cmma.modality import Modality
 from cmma.models.base import MultimodalModel
 
-LAST, CLS, START, EVERYTHING = "last", "CLS", "start", "everything"
+LAST, CLS, START, EVERYTHING, CONSTRAINT = "last", "CLS", "start", "everything", "constraint"
 
 
 def position_groups(
@@ -29,7 +29,8 @@ def position_groups(
     Args:
         stream: one of `model.streams`.
         image: `objects`, `each`, `whole` or `none`; `objects` falls back to `whole` where no mask is known.
-        text: `each`, `whole` or `none`. The last token (of the prompt, or EOT) and CLS are always groups of their own.
+        text: `each`, `whole`, `constraint` or `none`. The last token (of the prompt, or EOT) and CLS are always groups
+            of their own. `constraint` is the words in which the two runs differ, `other words` the rest.
             An answer decoder has one group, `start`: the position that decides the first word.
         layer: whose grid of patches it is, where layers differ (a U-Net's).
 
@@ -55,7 +56,10 @@ def position_groups(
         if pooled != end:  # a question encoder sums the question up at its first token
             groups[CLS] = torch.tensor([pooled])
             modality_S[pooled] = Modality.DROPPED
-        groups |= token_groups(modality_S, end, text)
+        if text == CONSTRAINT:
+            groups |= constraint_groups(modality_S, end, differing_tokens(clean, corrupt, len(modality_S)))
+        else:
+            groups |= token_groups(modality_S, end, text)
     return groups
 
 
@@ -66,15 +70,36 @@ def token_groups(modality_S: Tensor, end: int, how: str) -> dict[str, Tensor]:
         modality_S: modality code of every position; tokens before the image (system prompt) are not grouped.
         end: position of the last prompt token.
     """
-    visual = torch.nonzero(modality_S == Modality.VISUAL).flatten()
-    start = int(visual[-1]) + 1 if len(visual) else 0
-    before = [position for position in range(start, end) if modality_S[position] == Modality.TEXTUAL]
+    before = words_before(modality_S, end)
     groups: dict[str, Tensor] = {}
     if how == "whole" and before:
         groups["question"] = torch.tensor(before)
     if how == "each":
         groups = {f"{LAST}-{end - position}": torch.tensor([position]) for position in before}
     return groups | {LAST: torch.tensor([end])}
+
+
+def constraint_groups(modality_S: Tensor, end: int, differs_S: Tensor) -> dict[str, Tensor]:
+    """Prompt tokens: `constraint`, those that differ between two runs; `other words`; `last`."""
+    before = torch.tensor(words_before(modality_S, end), dtype=torch.long)
+    parts = {CONSTRAINT: before[differs_S[before]], "other words": before[~differs_S[before]]}
+    return {name: where for name, where in parts.items() if len(where)} | {LAST: torch.tensor([end])}
+
+
+def differing_tokens(clean: Run, corrupt: Run, length: int) -> Tensor:
+    """bool [length]: positions of the text stream at which the inputs of two runs differ."""
+    differs_S = torch.zeros(length, dtype=torch.bool)
+    for name, ids in clean.batch.items():
+        if ids.shape == (1, length):
+            differs_S |= (ids != corrupt.batch[name])[0].cpu()
+    return differs_S
+
+
+def words_before(modality_S: Tensor, end: int) -> list[int]:
+    """Positions of the text after the image (or from the start), before the last prompt token."""
+    visual = torch.nonzero(modality_S == Modality.VISUAL).flatten()
+    start = int(visual[-1]) + 1 if len(visual) else 0
+    return [position for position in range(start, end) if modality_S[position] == Modality.TEXTUAL]
 
 
 def patch_groups(clean: Sample, corrupt: Sample, grid: tuple[int, int], how: str) -> dict[str, np.ndarray]:

@@ -27,8 +27,24 @@ class TotalEffect:
         return self.interval.value > 0 and self.p < ALPHA
 
     def __str__(self) -> str:
-        does = "lowers the readout by" if self.corrupts else "does not corrupt: its total effect is"
-        return f"the corruption {does} {self.interval}, p = {self.p:.2g}"
+        if self.corrupts:
+            return f"the corruption lowers the readout by {self.interval}, p = {self.p:.2g}"
+        return f"the corruption's total effect {self.interval} cannot be told from none (p = {self.p:.2g})"
+
+
+def recovery_intervals(
+    effect_NR: np.ndarray, span_N: np.ndarray, n_resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Recovered share of the total effect per column, with the bounds of its 95% BCa interval over images.
+
+    Mean effect / mean total effect; the interval is that of the linearised ratio (delta method).
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        recovery_R = effect_NR.mean(axis=0) / span_N.mean() if len(span_N) else np.full(effect_NR.shape[1], np.nan)
+        linear_NR = recovery_R + (effect_NR - recovery_R * span_N[:, None]) / span_N.mean()
+    defined = len(span_N) and np.isfinite(linear_NR).all()
+    found = bootstrap_columns(linear_NR if defined else linear_NR[:0], n_resamples, seed)
+    return recovery_R, found.low, found.high
 
 
 @dataclass(frozen=True)
@@ -97,7 +113,7 @@ class PatchResult:
         recovery_high; p (sign-flip test of effect = 0) and q (Benjamini-Hochberg over all cells).
 
         Recovery is mean effect / mean total effect. A mean of per-image ratios is dominated by the images on which the
-        corruption did nothing. Its interval is that of the linearised ratio (delta method).
+        corruption did nothing (`recovery_intervals`).
         """
         effect_NRG, span_N = self.effect_NRG, self.span_N
         tables = []
@@ -105,17 +121,13 @@ class PatchResult:
             present_N = np.isfinite(effect_NRG[:, 0, index]) if len(span_N) else np.zeros(0, dtype=bool)
             effect_NR, present_span_N = effect_NRG[present_N, :, index], span_N[present_N]
             effect = bootstrap_columns(effect_NR, n_resamples, seed)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                recovery_R = effect.value / present_span_N.mean() if present_N.any() else effect.value
-                linear_NR = recovery_R + (effect_NR - recovery_R * present_span_N[:, None]) / present_span_N.mean()
-            defined = present_N.any() and np.isfinite(linear_NR).all()
-            recovery = bootstrap_columns(linear_NR if defined else linear_NR[:0], n_resamples, seed)
+            recovery_R, low_R, high_R = recovery_intervals(effect_NR, present_span_N, n_resamples, seed)
             p_R = sign_flip_p(effect_NR, n_permutations, seed) if present_N.any() else np.full(len(self.rows), np.nan)
             columns = {
                 "row": self.rows, "group": group, "n": int(present_N.sum()),
                 "effect": effect.value, "effect_se": effect.standard_error,
                 "effect_low": effect.low, "effect_high": effect.high,
-                "recovery": recovery_R, "recovery_low": recovery.low, "recovery_high": recovery.high, "p": p_R,
+                "recovery": recovery_R, "recovery_low": low_R, "recovery_high": high_R, "p": p_R,
             }  # fmt: skip
             tables.append(pd.DataFrame(columns))
         table = pd.concat(tables, ignore_index=True)

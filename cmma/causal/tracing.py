@@ -92,7 +92,7 @@ def restore_cells(
     )  # fmt: skip
     total = result.total_effect(seed=config.seed)
     if not total.corrupts:
-        warn(f"{model.spec.name}: {total}; recovered shares mean nothing, take a stronger corruption or more samples")
+        warn(f"{model.spec.name}: {total}; recovered shares mean little, take a stronger corruption or more samples")
     return result
 
 

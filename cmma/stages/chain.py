@@ -8,6 +8,7 @@ from cmma.artifacts.store import Artifact
 from cmma.config import Config
 from cmma.console import format_value, say
 from cmma.errors import ConfigError
+from cmma.stages.applicable import not_applicable
 from cmma.stages.runner import outputs_folder, run_stage
 from cmma.stages.table import STAGES
 from cmma.stages.variants import variants
@@ -36,42 +37,6 @@ def run_chain(config: Config, overrides: Sequence[str] = ()) -> None:
     print_summary(made)
     if "report" in made:
         say(f"report: {outputs_folder(config) / 'report' / 'index.html'}")
-
-
-def not_applicable(stage: str, config: Config) -> str | None:
-    """Why a stage cannot mean anything for this model and data; None when it can."""
-    shapes, method = config.dataset.kind == "shapes", config.trace.method
-    if stage == "trace" and method == "attribution" and config.model.family == "stable_diffusion":
-        return "attribution patching follows towers of one width, and a U-Net's blocks differ"
-    if method == "attribution":
-        method = config.trace.attribution.corruption
-    if stage == "trace" and method in ("semantic_pair", "token_replacement") and not shapes:
-        return f"trace.method={config.trace.method} needs pairs of images, which only dataset=shapes has"
-    if stage == "trace" and method == "token_replacement" and config.model.family == "clip":
-        return "token replacement is about questions, and a dual encoder answers none"
-    if stage == "trace" and config.trace.method == "semantic_pair" and config.model.family == "stable_diffusion":
-        return "a semantic pair swaps the image that is read, and a diffusion model makes its image"
-    if stage == "trace" and config.trace.method == "knockout" and config.model.family == "stable_diffusion":
-        return "knockout masks the attention of text and image towers, and a diffusion model's takes no mask"
-    writes_words = config.model.family in ("llava", "blip")
-    if stage == "trace" and config.trace.method == "logit_lens" and not writes_words:
-        return f"the logit lens reads states out as words, and {config.model.name} writes none"
-    if stage == "mitigate" and (config.model.family in ("clip", "stable_diffusion") or not config.model.prompt):
-        return f"there is no hallucination in captions to mitigate where {config.model.name} writes none"
-    if stage == "mitigate" and not shapes:
-        return "hallucination is told by the objects of the images, which only dataset=shapes knows"
-    if stage == "trace" and config.trace.method in ("cross_attention_maps", "prompt_swap"):
-        if config.model.family != "stable_diffusion":
-            return f"{config.trace.method} is about making images from prompts, which {config.model.name} does not"
-        if not shapes:
-            return f"{config.trace.method} reads the made images with the scene parser of dataset=shapes"
-    if stage == "trace" and config.trace.method in ("head_text", "sparse_concepts") and config.model.family != "clip":
-        return f"{config.trace.method} reads the space that the towers of a CLIP share"
-    if stage == "control" and not shapes:
-        return "control needs scenes whose factors are known, which only dataset=shapes has"
-    if stage == "control" and config.model.family in ("clip", "blip"):
-        return f"{config.model.name} makes neither images nor captions"
-    return None
 
 
 # What the summary prints of each stage: entries of its artifact's summary.

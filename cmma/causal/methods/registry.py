@@ -22,6 +22,9 @@ _MODULES = {
     "prompt_swap": "prompt_swap",
     "head_text": "head_text",
     "sparse_concepts": "sparse_concepts",
+    "constraint_window": "constraint_window",
+    "universal_heads": "universal_heads",
+    "corruptions": "corruptions",
 }
 
 
