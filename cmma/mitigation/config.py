@@ -25,9 +25,10 @@ class MitigationConfig:
         phase: when: `all`, `prefill` (the prompt with the image) or `decode` (the new tokens).
         selections: how features are found: `attribution` (of the object word's margin, at the point of mention),
             `prediction` (features that tell hallucinated from faithful mentions), their `union` or `intersection`.
-        candidates: features of highest attribution that are really ablated, and that each ranking holds.
+        candidates: features that each ranking holds.
         steps: 1 = attribution by the gradient at the activations; more = integrated gradients.
-        n_features: numbers of features that are tried.
+        max_features: features that are changed together, at most.
+        beam: candidates that compete for the next place, after the first.
         strengths: what is tried of s in a' = (1 - s) · a; 1 ablates.
         published: published ways that are compared: `save`, `ssl`, `projection` (ProjectAway), `heads`, `prompt`.
         gammas: strengths that are tried of SAVE and SSL, in units of the activations' norm.
@@ -46,15 +47,16 @@ class MitigationConfig:
 
     split: str = "counter"
     plain_split: str = "balanced"
-    n_calibration: int = 100
-    n_held_out: int = 200
+    n_calibration: int = 80
+    n_held_out: int = 150
     tokens: str = "visual"
     phase: str = "prefill"
     selections: list[str] = field(default_factory=lambda: list(SELECTIONS))
-    candidates: int = 24
+    candidates: int = 12
     steps: int = 1
-    n_features: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
-    strengths: list[float] = field(default_factory=lambda: [0.5, 1.0, 1.1, 1.2, 1.3])
+    max_features: int = 5
+    beam: int = 8
+    strengths: list[float] = field(default_factory=lambda: [0.5, 1.0, 1.1, 1.2, 1.3, 1.4])
     published: list[str] = field(default_factory=lambda: list(PUBLISHED))
     gammas: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2, 0.4])
     alphas: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0, 4.0])
@@ -75,16 +77,17 @@ class MitigationConfig:
         for name, allowed in (("selections", SELECTIONS), ("published", PUBLISHED)):
             for each in getattr(self, name):
                 one_of(f"mitigation.{name}", each, allowed)
-        for name in ("candidates", "steps", "n_controls", "batch_size", "max_new_tokens", "n_bootstrap", "n_questions"):
+        for name in ("candidates", "steps", "max_features", "beam", "n_controls", "batch_size", "max_new_tokens",
+                     "n_bootstrap", "n_questions"):
             positive(f"mitigation.{name}", getattr(self, name))
         for name in ("n_calibration", "n_held_out"):
             at_least(f"mitigation.{name}", getattr(self, name), 2)
         for name in ("max_recall_loss", "max_accuracy_loss"):
             share(f"mitigation.{name}", getattr(self, name))
-        for name in ("selections", "n_features", "strengths", "gammas", "alphas", "head_counts"):
+        for name in ("selections", "strengths", "gammas", "alphas", "head_counts"):
             if not getattr(self, name):
                 raise ConfigError(f"mitigation.{name} is empty; give at least one")
-        for name in ("n_features", "strengths", "gammas", "alphas", "head_counts"):
+        for name in ("strengths", "gammas", "alphas", "head_counts"):
             for value in getattr(self, name):
                 positive(f"mitigation.{name}", value)
         if self.split == self.plain_split:

@@ -96,7 +96,7 @@ def mitigate(
     ]  # fmt: skip
     prone = prone_features(model, sae, layer, mentions, SHAPES_VOCABULARY, config)
     calibration = Calibration(model, calibrating, clean, config)
-    ours = [calibration.choose_features(sae, layer, prone, how) for how in config.selections]
+    ours = [calibration.choose_features(sae, layer, prone.pool(how), how) for how in config.selections]
     headline = min(ours, key=lambda choice: choice.rate)
     published, not_measured, facts = _published(model, sae, layer, mentions, counted, calibrating[0], config)
     rivals = [calibration.choose(steering) for steering in published]

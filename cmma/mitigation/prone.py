@@ -51,15 +51,15 @@ class ProneFeatures:
     auroc_cross_validated: float
     density_K: Tensor
 
-    def features(self, how: str, n: int) -> tuple[int, ...]:
-        """The first `n` (or all) features by one of `SELECTIONS`; `union` takes the rankings in turn."""
+    def pool(self, how: str) -> tuple[int, ...]:
+        """Features by one of `SELECTIONS`, most prone first; `union` takes the rankings in turn."""
         causal, telling = (table["feature"].tolist() for table in (self.attribution, self.prediction))
         ranked = {
             "attribution": causal, "prediction": telling,
             "union": [each for each in chain(*zip_longest(causal, telling)) if each is not None],
             "intersection": [each for each in causal if each in set(telling)],
         }[how]  # fmt: skip
-        return tuple(dict.fromkeys(ranked))[:n]
+        return tuple(dict.fromkeys(ranked))
 
 
 def prone_features(
@@ -68,7 +68,7 @@ def prone_features(
 ) -> ProneFeatures:  # fmt: skip
     """Rank features by attribution and by prediction.
 
-    Attribution is of the object word's margin at hallucinated mentions, exact for the first `config.candidates`.
+    Attribution is of the object word's margin at hallucinated mentions, exact for those of highest estimate.
     Prediction compares images whose caption hallucinates with the others, one mention each: a feature's evidence is its
     largest activation on the image and (tokens other than `visual`) its activation where the word is decided.
 
@@ -81,10 +81,11 @@ def prone_features(
                                   "there is nothing to mitigate; take another mitigation.split or more images")
     selection = select_features(
         model, sae, layer, wrong, MentionReadout(model, vocabulary),
-        SelectionConfig(steps=config.steps, verify=config.candidates),
+        SelectionConfig(steps=config.steps, verify=2 * config.candidates),  # about half speak against the word
         tokens=config.tokens, batch_size=config.batch_size, seed=config.seed,
     )  # fmt: skip
     causal = selection.table[selection.table["effect"] < 0].sort_values("effect", ignore_index=True)
+    causal = causal.head(config.candidates)
 
     units = first_of_each_image(mentions)
     evidence_NK = evidence(model, sae, layer, units, config.tokens, config.batch_size)

@@ -48,7 +48,7 @@ class Steering:
     @property
     def identity(self) -> object:
         """Equal for two that do the same at equal strength."""
-        return self.features if self.scales else self.name
+        return frozenset(self.features) if self.scales else self.name
 
 
 UNSTEERED = Steering("clean")

@@ -23,8 +23,8 @@ LAYER = 1
 def small():
     """The smallest configuration that still does everything."""
     return MitigationConfig(
-        n_calibration=4, n_held_out=3, candidates=6, n_features=[1, 2], strengths=[1.0], gammas=[0.05], alphas=[1.0],
-        head_counts=[1], n_questions=4, n_controls=1, max_new_tokens=40, n_bootstrap=100, batch_size=8,
+        n_calibration=4, n_held_out=3, candidates=3, max_features=2, beam=2, strengths=[1.0], gammas=[0.05],
+        alphas=[1.0], head_counts=[1], n_questions=4, n_controls=1, max_new_tokens=40, n_bootstrap=100, batch_size=8,
     )
 
 

@@ -18,7 +18,7 @@ from cmma.mitigation.config import MitigationConfig
 from cmma.mitigation.examination import caption_counts, examination, examine
 from cmma.mitigation.mitigate import mitigate
 from cmma.mitigation.show import figures, summary
-from cmma.mitigation.steering import UNSTEERED, Steering
+from cmma.mitigation.steering import UNSTEERED, Steering, feature_steering
 from cmma.testbed.generate import generate_samples
 from cmma.testbed.world import TRIGGER
 
@@ -131,3 +131,19 @@ def test_compared_rows_hold_the_test_over_images():
     (row,) = compare("ours", "counter", *counts, n_resamples=200)
     assert row["change"] == pytest.approx(100 * (1 / 16 - 1))
     assert row["p"] == pytest.approx(2 / 2**8, abs=0.005)  # every image falls: one of the two extreme flips
+
+
+def test_features_are_added_while_they_lower_the_rate(toy, sae, biased, plain, small):
+    exams = [examination(name, samples[:3], 2) for name, samples in (("counter", biased), ("balanced", plain))]
+    clean = [examine(toy, exam, UNSTEERED, 0.0, small) for exam in exams]
+    calibration = Calibration(toy, exams, clean, small)
+    rates = {}
+    for feature in (0, 1, 2):
+        steering = feature_steering(toy, sae, LAYER, [feature], small, "")
+        columns = examine(toy, replace(exams[0], questions=[]), steering, 1.0, small).columns
+        loss = max(value(clean[0].columns, name) - value(columns, name) for name in ("recall", "described"))
+        rates[feature] = value(columns, "object") if loss <= small.max_recall_loss else np.inf
+    best = min(rates, key=rates.get)
+    found = calibration.forward(sae, LAYER, [0, 1, 2])
+    assert found[:1] == ((best,) if rates[best] < calibration.clean_rate else ())
+    assert len(found) <= small.max_features

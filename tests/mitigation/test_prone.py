@@ -56,9 +56,9 @@ def test_without_faithful_images_nothing_can_be_predicted(noise):
 def test_union_takes_turns_and_intersection_keeps_the_causal_order():
     rankings = [pd.DataFrame({"feature": each}) for each in ([5, 2, 9], [2, 7, 5, 1])]
     prone = ProneFeatures(*rankings, 0.5, torch.zeros(10))
-    assert prone.features("union", 9) == (5, 2, 7, 9, 1)
-    assert prone.features("intersection", 9) == (5, 2)
-    assert prone.features("prediction", 2) == (2, 7)
+    assert prone.pool("union") == (5, 2, 7, 9, 1)
+    assert prone.pool("intersection") == (5, 2)
+    assert prone.pool("prediction") == (2, 7, 5, 1)
 
 
 def test_attribution_keeps_what_lowers_the_margin_when_it_is_ablated(toy, sae, biased, small):

@@ -30,7 +30,7 @@ SMALL = [
     "interpret.n_bootstrap=100", "trace.max_samples=6", "trace.noise.draws=1", "intervention.max_samples=8",
     "intervention.n_controls=2", "intervention.selection.n_samples=8", "intervention.selection.verify=8",
     "intervention.max_new_tokens=12", "cmig.n_features=5", "cmig.n_samples=8", "cmig.n_selection_samples=8",
-    "mitigation.n_calibration=6", "mitigation.n_held_out=4", "mitigation.candidates=4", "mitigation.n_features=[1]",
+    "mitigation.n_calibration=6", "mitigation.n_held_out=4", "mitigation.candidates=2", "mitigation.max_features=1",
     "mitigation.strengths=[1.0]", "mitigation.gammas=[0.05]", "mitigation.alphas=[1.0]", "mitigation.head_counts=[1]",
     "mitigation.n_questions=6", "mitigation.n_controls=1", "mitigation.max_new_tokens=32", "mitigation.n_bootstrap=100",
     "cmig.random_graphs=5", "cmig.power_law_draws=20", "metric.n_samples=12", "metric.n_questions=24",
