@@ -47,7 +47,8 @@ def test_at_the_last_vision_layer_all_flips_and_nothing_else(pairs, config):
     assert cells[FLIPPED, ELSEWHERE, last] <= 0.1
     answers = found.tables["answers"]
     assert set(np.unique(answers["value"])) <= {0.0, 1.0}
-    assert found.summary["best"]["flipped"] == max(cells[FLIPPED, OBJECT, f"vision.layers.{layer}.resid_post"] for layer in range(4))
+    by_layer = [cells[FLIPPED, OBJECT, f"vision.layers.{layer}.resid_post"] for layer in range(4)]
+    assert found.summary["best"]["flipped"] == max(by_layer)
 
 
 def test_what_it_cannot_do_is_one_line(tiny_clip, tiny, pairs, config):
