@@ -219,8 +219,8 @@ def _best(cells: pd.DataFrame) -> dict[str, object]:
     for name, counted in (("flipped", FLIPPED), ("disturbed", DISTURBED)):
         if (counted, row) in own.index:
             cell = own.loc[(counted, row)]
-            found |= {name: float(cell["value"]), f"{name}_low": float(cell["low"]),
-                      f"{name}_high": float(cell["high"]), f"{name}_p": float(cell["p"])}  # fmt: skip
+            found |= {f"{name}_{column}": float(cell[column]) if np.isfinite(cell[column]) else None
+                      for column in ("value", "low", "high", "p")}  # fmt: skip
     return found
 
 
