@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from cmma.artifacts.files import read_json
 from cmma.artifacts.store import Artifact
 from cmma.features.specialisation import CLASSES
 from cmma.report import comparison, references
 from cmma.report.inputs import ReportInputs
 from cmma.report.tables import Cell, Row, Table, missing, text_cell
+from cmma.stages.benchmark import results_folder
 from cmma.stages.cells import consistency_cells, control_cells, hallucination_cells, network_cells, phases_cells
 from cmma.stages.tables_plan import Wanted
 from cmma.statistics.student import student_mean
@@ -133,6 +135,24 @@ def phases(runs: Runs, command: str) -> list[Table]:
     return tables
 
 
+def ablation(runs: Runs, command: str) -> list[Table]:
+    """What each part of M-SAE buys where the truth is planted: mean over worlds with Student's t interval."""
+    tables = []
+    for each in runs:
+        file = results_folder(each.config) / "table.json"
+        title, columns = "Ablation on planted activations", ("metric", "this run")
+        rows = [Row("all", (missing(command),))]
+        if file.is_file():
+            found = read_json(file)
+            columns = ("metric", *found["rows"])
+            rows = [Row(name, tuple(
+                Cell(own[name]["value"], own[name]["low"], own[name]["high"], kind=own[name]["kind"], n=own[name]["n"],
+                     digits=metric["digits"], artifact=file.parent.name)
+                for own in found["rows"].values())) for name, metric in found["metrics"].items()]  # fmt: skip
+        tables.append(Table("ablation", title, columns, tuple(rows), "Definitions: docs/testbed_tasks.md."))
+    return tables
+
+
 TABLES: Mapping[str, PaperTable] = {
     "table1": PaperTable("specialisation", specialisation),
     "table2": PaperTable("control", control),
@@ -140,6 +160,7 @@ TABLES: Mapping[str, PaperTable] = {
     "consistency": PaperTable("consistency", consistency),
     "phases": PaperTable("phases", phases),
     "cmig": PaperTable("graph", graph),
+    "ablation": PaperTable("ablation", ablation),
 }
 
 

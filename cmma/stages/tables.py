@@ -13,6 +13,7 @@ from cmma.console import say
 from cmma.errors import ConfigError
 from cmma.stages.paper_tables import TABLES
 from cmma.stages.runner import outputs_folder
+from cmma.stages.table import STAGES
 from cmma.stages.tables_plan import Wanted, bring, read_plan
 
 
@@ -46,5 +47,6 @@ def run_tables(config: Config, words: Sequence[str] = ()) -> None:
 
 def _devices(runs: Sequence[Wanted]) -> str:
     """What the numbers were computed on, and how to look one up."""
-    devices = sorted({each.artifact.manifest["device"] for each in runs if each.artifact.finished})
+    made = [each.artifact for each in runs if each.stage in STAGES and each.artifact.finished]
+    devices = sorted({artifact.manifest["device"] for artifact in made})
     return f"Computed on: {', '.join(devices)}. `cmma show KEY` shows what is behind a number." if devices else ""

@@ -11,19 +11,23 @@ from cmma.artifacts.store import Artifact
 from cmma.config import Config, config_dir, load_group, schema, to_config
 from cmma.console import warn
 from cmma.errors import CmmaError, ConfigError
+from cmma.stages.benchmark import results_folder
+from cmma.stages.benchmark import run as run_benchmark
 from cmma.stages.keys import Keys
 from cmma.stages.runner import outputs_folder, run_stage
 from cmma.stages.sweep import run_sweep
 from cmma.stages.table import STAGES
 
+BENCHMARK = "benchmark"
+
 
 @dataclass(frozen=True)
 class Wanted:
-    """One artifact that a table needs.
+    """One artifact, or one result of a benchmark, that a table needs.
 
     Attributes:
         values: what sets it apart from the others of its run (`model`, `seed`).
-        stage: that makes it. words: the overrides of its configuration.
+        stage: that makes it; or `benchmark`. words: the overrides of its configuration.
     """
 
     values: Mapping[str, Any]
@@ -56,7 +60,7 @@ def _combinations(
 ) -> Iterator[Wanted]:
     """One `Wanted` per combination of the sweep. `own` holds the further words of single models."""
     stage, sweep, own = run["stage"], run.get("sweep", {}), run.get("own", {})
-    if stage not in STAGES:
+    if stage not in (*STAGES, BENCHMARK):
         raise ConfigError(f"conf/tables: run {name} names a stage {stage!r}; valid: {', '.join(STAGES)}")
     for combination in product(*sweep.values()):
         values = dict(zip(sweep, combination, strict=True))
@@ -83,6 +87,10 @@ def bring(wanted: Sequence[Wanted]) -> None:
     """
     jobs: dict[str, dict[str, tuple[Config, Sequence[str]]]] = {stage: {} for stage in STAGES}
     for each in wanted:
+        if each.stage == BENCHMARK:
+            if not (results_folder(each.config) / "table.json").is_file():
+                run_benchmark(each.config)
+            continue
         keys = Keys(each.config)
         for other in keys.others(each.stage).values():
             jobs[other.stage].setdefault(other.keys.key(other.stage), (other.keys.configuration, each.words))
