@@ -1,6 +1,6 @@
 """Activation patching against one forward pass per patch, and the largest difference between the two.
 
-    python benchmarks/bench_patching.py [--model toy_llava --cases 32 --plain 4 --rounds 5 --rows 64 --clock wall]
+    python benchmarks/bench_patching.py [--model toy_llava --cases 32 --plain 4 --rounds 5 --rows 96 --clock wall]
 
 Sweeps over semantic image pairs: the residual stream at every layer and every text position (and at every position),
 and every head of every layer at the last token, at every text position together, and everywhere. The plain way is a
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=32)
     parser.add_argument("--plain", type=int, default=4, help="cases, of the first ones, that the plain way is timed on")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--rows", type=int, default=64, help="trace.rows_per_forward")
+    parser.add_argument("--rows", type=int, default=96, help="trace.rows_per_forward")
     parser.add_argument("--sweep", default="", help="only the sweeps whose name begins so")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=CLOCKS, default="wall")

@@ -114,7 +114,7 @@ class TraceConfig:
     readout: str = "auto"
     max_samples: int = 64
     correct_only: bool = True
-    rows_per_forward: int = 64
+    rows_per_forward: int = 96
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     knockout: KnockoutConfig = field(default_factory=KnockoutConfig)
     attribution: AttributionConfig = field(default_factory=AttributionConfig)

@@ -58,7 +58,9 @@ class Case:
     Attributes:
         low, high: readout of the corrupt and of the clean run.
         clean_acts, corrupt_acts: site → activations [S, D] of the two runs, at the positions that the readout reads.
-        prefix: the corrupt run's keys and values at all positions, where a prefix of them may be kept.
+        prefix: keys and values at all positions of the pass that traced the corrupt run, where a prefix of them may be
+            kept. Cases that were traced together share it.
+        prefix_row: the corrupt run's row of it.
     """
 
     corrupt: Run
@@ -67,13 +69,14 @@ class Case:
     clean_acts: Mapping[str, Tensor]
     corrupt_acts: Mapping[str, Tensor]
     prefix: Prefix = field(default_factory=list)
-    _differs: dict[Part, Tensor] = field(default_factory=dict)
+    prefix_row: int = 0
+    _differs: dict[Part, list[bool]] = field(default_factory=dict)
 
-    def differs(self, part: Part) -> Tensor:
-        """bool [S]: positions at which the two runs do not hold the same there, bit for bit."""
+    def differs(self, part: Part) -> list[bool]:
+        """[S]: positions at which the two runs do not hold the same there, bit for bit."""
         if part not in self._differs:
             clean_SD, corrupt_SD = (acts[part.site][:, part.channels] for acts in (self.clean_acts, self.corrupt_acts))
-            self._differs[part] = (clean_SD != corrupt_SD).any(dim=1).cpu()
+            self._differs[part] = (clean_SD != corrupt_SD).any(dim=1).tolist()
         return self._differs[part]
 
 
@@ -101,12 +104,9 @@ class Cell:
         stands for every position.
         """
         differs_S = case.differs(parts[0])
-        if positions is None:
-            positions = torch.arange(len(differs_S))
-        positions = positions[positions < len(differs_S)]
-        if len(parts) == 1:
-            positions = positions[differs_S[positions]]
-        return cls(case, row, group, parts, positions, int(positions.min()) if len(positions) else 0)
+        every = range(len(differs_S)) if positions is None else positions.tolist()
+        kept = [place for place in every if place < len(differs_S) and (len(parts) > 1 or differs_S[place])]
+        return cls(case, row, group, parts, torch.tensor(kept, dtype=torch.long), min(kept, default=0))
 
 
 @torch.no_grad()
@@ -243,42 +243,60 @@ def joined_scores(model: MultimodalModel, cells: Sequence[Cell], readout: Readou
     cases = list(dict.fromkeys(cell.case for cell in rows))
     case_R = [cases.index(cell.case) for cell in rows]
 
-    streams: dict[int, list[Tensor]] = defaultdict(list)
+    joining: dict[int, list[int]] = defaultdict(list)
+    restored: dict[Part, list[tuple[int, Cell]]] = defaultdict(list)
     later = []
     for row, cell in enumerate(rows):
         block = block_of(cell.parts)
-        stream_SD = cell.case.corrupt_acts[entering(tower, block)][start:]
+        joining[block].append(row)
         for part in cell.parts:
             if _is_stream(part, block):
-                stream_SD = stream_SD.clone()
-                clean_SD = cell.case.clean_acts[part.site]
-                stream_SD[cell.positions - start, part.channels] = clean_SD[cell.positions, part.channels]
+                restored[part].append((row, cell))
             else:
                 later.append((row, cell, part))
-        streams[block].append(stream_SD)
+    streams = {
+        block: torch.stack([case.corrupt_acts[entering(tower, block)][start:] for case in cases])[
+            [case_R[row] for row in joined_rows]]
+        for block, joined_rows in joining.items()
+    }  # fmt: skip
+    for part, users in restored.items():
+        stream_RSD, first = streams[block_of(users[0][1].parts)], joining[block_of(users[0][1].parts)][0]
+        clean_CSD = torch.stack([case.clean_acts[part.site] for case in cases])
+        place_P = torch.cat([cell.positions for _, cell in users])
+        n_places = torch.tensor([len(cell.positions) for _, cell in users])
+        row_P = torch.tensor([row - first for row, _ in users]).repeat_interleave(n_places)
+        case_P = torch.tensor([case_R[row] for row, _ in users]).repeat_interleave(n_places)
+        stream_RSD[row_P, place_P - start, part.channels] = clean_CSD[case_P, place_P, part.channels]
 
     above = inputs_above(model, 0, Batch.cat([case.corrupt.batch for case in cases]))
     kept, edits = None, cases[0].corrupt.edits
     if prefix:
         above, edits = model.after_prefix(above, start), ()  # the corruption is in the streams, and nothing else is run
-        of_layer = zip(*(case.prefix for case in cases), strict=True)
-        kept = [(_before(start, [keys for keys, _ in some]), _before(start, [values for _, values in some]))
-                for some in of_layer], case_R
+        kept = _before(start, [cell.case for cell in rows])
     tops = {site: cases[0].corrupt_acts[site][None] for site in other_tops(model, stream)}
-    stacked = {block: torch.stack(some) for block, some in streams.items()}
     above = above.rows(case_R)
     with ExitStack() as stack:
         stack.enter_context(resumed(model, tops))
-        stack.enter_context(joined(model, tower, stacked, above, kept))
+        stack.enter_context(joined(model, tower, streams, above, kept))
         for site, edit in (*edits, *_restoring(later, len(rows))):
             stack.enter_context(Edit(model, site, edit))
         scores = readout(above, [cell.case.corrupt.query for cell in rows])
     return torch.empty_like(scores).index_copy(0, torch.tensor(order, device=scores.device), scores)
 
 
-def _before(position: int, of_cases: Sequence[Tensor]) -> Tensor:
-    """Keys (or values) of the positions before one, of all cases: [cases, heads, position, width]."""
-    return torch.cat([each[:, :, :position] for each in of_cases])
+def _before(position: int, cases: Sequence[Case]) -> tuple[Prefix, list[int]]:
+    """Keys and values of the positions before one, and the row of them that each case follows."""
+    shared = list({id(case.prefix): case.prefix for case in cases}.values())
+    first, rows = {}, 0
+    for prefix in shared:
+        first[id(prefix)] = rows
+        rows += len(prefix[0][0])
+    of_row = [first[id(case.prefix)] + case.prefix_row for case in cases]
+    if len(shared) == 1:
+        return [(keys[:, :, :position], values[:, :, :position]) for keys, values in shared[0]], of_row
+    layers = zip(*shared, strict=True)
+    return [(torch.cat([keys[:, :, :position] for keys, _ in each]),
+             torch.cat([values[:, :, :position] for _, values in each])) for each in layers], of_row
 
 
 def chunks(cells: Sequence[Cell], size: int, prefix: bool) -> Iterator[Sequence[Cell]]:

@@ -56,7 +56,7 @@ def activation_patch(
     *,
     correct: Sequence[bool] | None = None,
     correct_only: bool = True,
-    rows_per_forward: int = 64,
+    rows_per_forward: int = 96,
 ) -> PatchResult:
     """Run each corrupt input once per (row × group), with the clean activations restored there.
 
@@ -155,7 +155,7 @@ class _Passes:
         for one, other in zip(clean, corrupt, strict=True):
             high, low = traced[id(one)], traced[id(other)]
             _check_aligned(one, other, high.acts, low.acts)
-            cases.append(Case(other, low.score, high.score, high.acts, low.acts, low.prefix))
+            cases.append(Case(other, low.score, high.score, high.acts, low.acts, low.prefix, low.row))
         return cases
 
     def scores(self, cells: Sequence[Cell]) -> list[tuple[Cell, float]]:
@@ -204,8 +204,7 @@ class _Passes:
         found = {site: acts[site].reshape(len(runs), -1, acts[site].shape[-1]) for site in acts}
         found = {site: acts_RSD[:, :-1] if unread else acts_RSD for site, acts_RSD in found.items()}
         return [
-            _Traced(score, {site: acts_RSD[row] for site, acts_RSD in found.items()},
-                    [(keys[row : row + 1], values[row : row + 1]) for keys, values in prefix])
+            _Traced(score, {site: acts_RSD[row] for site, acts_RSD in found.items()}, prefix, row)
             for row, score in enumerate(scores)
         ]
 
@@ -214,6 +213,7 @@ class _Traced(NamedTuple):
     score: float
     acts: Mapping[str, Tensor]
     prefix: Prefix
+    row: int
 
 
 def _last_of_row(cells: Sequence[Cell], row: int) -> int:
