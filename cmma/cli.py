@@ -14,6 +14,7 @@ STAGE_HELP = {name: spec.help for name, spec in STAGES.items()} | {
     "import-sae": "take a dictionary that was trained elsewhere, in place of train-sae: cmma import-sae source=FOLDER",
     "run": "the whole chain, skipping what is done",
     "benchmark": "score methods against known truth: cmma benchmark task=planted method=msae,topk",
+    "score": "a metric on your own files: cmma score metric=chair predictions=captions.jsonl references=objects.jsonl",
 }
 TOOL_HELP = {
     "ls": "list artifacts: cmma ls [STAGE]",

@@ -22,6 +22,7 @@ _FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "-
 # Stage → (section, the keys of it that may be written without the section).
 _SHORT_WORDS = {
     "benchmark": ("benchmark", ("task", "method")), "import-sae": ("imported", ("source", "subfolder", "revision")),
+    "score": ("score", ("metric", "predictions", "references")),
 }
 
 
@@ -113,6 +114,10 @@ def _run(stage: str, jobs: list[Job]) -> None:
             from cmma.stages.benchmark import run
 
             run(config)
+        elif stage == "score":
+            from cmma.stages.score import run as score
+
+            score(config)
         elif stage == "run":
             from cmma.stages.chain import run_chain
 
@@ -129,6 +134,8 @@ def _full_word(stage: str, word: str) -> str:
     """A short word in full. A comma in `method=` makes a list and no sweep."""
     key, equals, value = word.partition("=")
     section, short = _SHORT_WORDS.get(stage, ("", ()))
+    if stage == "score" and key.startswith("metric."):
+        return f"score.{key.removeprefix('metric.')}={value}"
     if not equals or key not in short:
         return word
     if key == "method":
