@@ -83,7 +83,10 @@ def test_missing_nltk_data_are_named_with_the_command(monkeypatch):
         object_words("wordnet", None).mentions("a dog")
 
 
-@given(st.lists(st.sampled_from(["dog", "t-shirt", "2", "1,000", "a,", ",", "dogs.", "co.", "x-", "it's"])).map(" ".join))
+WORDS = st.sampled_from(["dog", "t-shirt", "2", "1,000", "a,", ",", "dogs.", "co.", "x-", "it's"])
+
+
+@given(st.lists(WORDS).map(" ".join))
 @settings(deadline=None)
 def test_plain_sentences_give_treebank_tokens(sentence: str):
     if caption_words._PLAIN_SENTENCE.fullmatch(sentence):

@@ -10,7 +10,6 @@ from typing import Any
 from textblob.en.inflect import pluralize
 
 from cmma.console import track
-from cmma.errors import DataError
 from cmma.evaluation.caption_words import NEVER_FOUND, CaptionWords, lemmas, singulars
 from cmma.evaluation.chair import Chair, chair
 from cmma.evaluation.scoring.annotations import coco_captions, coco_categories
@@ -103,8 +102,6 @@ def read_objects(
             )
     else:
         objects = _listed_objects(path, wanted, problems)
-    if not objects and not wanted:
-        raise DataError(f"{path}: there is nothing to compare with")
     return {image: set(_known(names, words, problems)) for image, names in objects.items()}
 
 

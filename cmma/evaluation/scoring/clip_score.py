@@ -96,16 +96,13 @@ def _scores(
         "clip_score": clip_score(image_ND, text_ND), "torchmetrics_clip_score": hundred_cosines(image_ND, plain_ND),
     }  # fmt: skip
     if references:
-        own = [[PREFIX + caption for caption in references.get(text.image, [])] for text, _ in kept]
-        everything = [caption for some in own for caption in some]
+        value_N = found["ref_clip_score"] = np.full(len(kept), np.nan)
         blank = Image.new("RGB", (8, 8))
-        embedded = iter(embed_images(model, [blank] * len(everything), everything)[1] if everything else [])
-        reference_NRD = np.full((len(kept), max(map(len, own)) or 1, text_ND.shape[1]), np.nan)
-        for row, some in enumerate(own):
-            for turn in range(len(some)):
-                reference_NRD[row, turn] = next(embedded)
-        with np.errstate(invalid="ignore"):
-            found["ref_clip_score"] = ref_clip_score(image_ND, text_ND, reference_NRD)
+        for row, (text, _) in enumerate(kept):
+            own = [PREFIX + caption for caption in references.get(text.image, [])]
+            if own:
+                reference_RD = embed_images(model, [blank] * len(own), own)[1]
+                value_N[row : row + 1] = ref_clip_score(image_ND[[row]], text_ND[[row]], reference_RD[None])
     return found
 
 
