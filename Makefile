@@ -40,6 +40,17 @@ browser:  ## Chromium for the tests of the report (Debian and Ubuntu, as root; w
 	    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
 	  echo "no Chromium here: the tests of the report page will be skipped (install the package chromium)"
 
+TABLES := table1 table2 hallucination consistency phases cmig ablation
+SCALE  ?= toy
+.PHONY: tables reproduce $(TABLES)
+tables: setup  ## every table of the paper, making what is missing (make tables SCALE=paper WORDS="dataset.path=…")
+	$(BIN)/cmma tables scale=$(SCALE) $(WORDS)
+
+$(TABLES): setup
+	$(BIN)/cmma tables name=$@ scale=$(SCALE) $(WORDS)
+
+reproduce: tables demo  ## the tables and the report, from nothing
+
 MODEL ?= toy_llava
 testbed: setup  ## train a small model anew (make testbed MODEL=toy_clip); killed, it goes on where it was
 	$(BIN)/python scripts/train_testbed.py $(MODEL) --out $(or $(OUT),outputs/testbed/$(MODEL)) --threads 1

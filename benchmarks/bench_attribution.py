@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cmma.causal.agreement import rank_correlation
 from cmma.causal.attribution import attribute
 from cmma.causal.intervening import queries_for
 from cmma.causal.readout import collate_queries
@@ -36,6 +35,7 @@ from cmma.sae.config import OptimConfig, preset
 from cmma.sae.records import TensorReader
 from cmma.sae.standardiser import Standardiser
 from cmma.sae.training.loop import train
+from cmma.statistics.agreement import rank_correlation
 from cmma.testbed.generate import generate_samples
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

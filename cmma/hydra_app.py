@@ -23,6 +23,7 @@ _FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "-
 _SHORT_WORDS = {
     "benchmark": ("benchmark", ("task", "method")), "import-sae": ("imported", ("source", "subfolder", "revision")),
     "score": ("score", ("metric", "predictions", "references")),
+    "tables": ("tables", ("name", "scale")),
 }
 
 
@@ -118,6 +119,10 @@ def _run(stage: str, jobs: list[Job]) -> None:
             from cmma.stages.score import run as score
 
             score(config)
+        elif stage == "tables":
+            from cmma.stages.tables import run_tables
+
+            run_tables(config, words)
         elif stage == "run":
             from cmma.stages.chain import run_chain
 
@@ -131,14 +136,14 @@ def _run(stage: str, jobs: list[Job]) -> None:
 
 
 def _full_word(stage: str, word: str) -> str:
-    """A short word in full. A comma in `method=` makes a list and no sweep."""
+    """A short word in full. A comma in `method=` or `name=` makes a list and no sweep."""
     key, equals, value = word.partition("=")
     section, short = _SHORT_WORDS.get(stage, ("", ()))
     if stage == "score" and key.startswith("metric."):
         return f"score.{key.removeprefix('metric.')}={value}"
     if not equals or key not in short:
         return word
-    if key == "method":
+    if key in ("method", "name"):
         value = f"[{value.strip('[]')}]"
     return f"{section}.{key}={value}"
 

@@ -24,9 +24,9 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from cmma.causal.agreement import recall_by_sample
 from cmma.cmig.ablation import FeatureAblation
 from cmma.console import progress
+from cmma.statistics.agreement import recall_by_sample
 from cmma.statistics.bootstrap import Interval
 
 

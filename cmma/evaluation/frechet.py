@@ -1,7 +1,7 @@
 """Fréchet distance between two sets of features, each taken as a Gaussian (Dowson & Landau 1982; Heusel et al. 2017).
 
-d² = |μ₁ − μ₂|² + tr(Σ₁) + tr(Σ₂) − 2 tr(Σ₁^½ Σ₂ Σ₁^½)^½, by the eigenvalues of a symmetric matrix. It is called FID only of
-Inception features, and then the resize belongs to the name; `distance_name` sees to that.
+d² = |μ₁ − μ₂|² + tr(Σ₁) + tr(Σ₂) − 2 tr(Σ₁^½ Σ₂ Σ₁^½)^½, by the eigenvalues of a symmetric matrix. It is called FID
+only of Inception features, and then the resize belongs to the name; `distance_name` sees to that.
 """
 
 from __future__ import annotations

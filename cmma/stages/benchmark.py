@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cmma.artifacts.keys import artifact_key
+from cmma.benchmark.registry import make_task
 from cmma.benchmark.runner import run_benchmark
 from cmma.benchmark.table import print_results, write_results
 from cmma.config import Config
@@ -23,10 +24,16 @@ def run(config: Config) -> Path:
     """
     set_determinism(config, world=1)
     results = run_benchmark(config.benchmark, config.seed, config.model)
-    content = asdict(config.benchmark) | {"seed": config.seed, "model": results.model}
-    key = artifact_key("benchmark", _VERSION, content, {})
-    folder = outputs_folder(config) / "benchmark" / config.benchmark.task / key
+    folder = results_folder(config)
     write_results(results, folder)
     print_results(results)
-    say(f"benchmark {key} finished: {folder}")
+    say(f"benchmark {folder.name} finished: {folder}")
     return folder
+
+
+def results_folder(config: Config) -> Path:
+    """Where the table of a configuration lies, or would. Raises ConfigError for a task that is not there."""
+    model = config.model.name if make_task(config.benchmark, config.model).uses_model else ""
+    content = asdict(config.benchmark) | {"seed": config.seed, "model": model}
+    key = artifact_key("benchmark", _VERSION, content, {})
+    return outputs_folder(config) / "benchmark" / config.benchmark.task / key

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from cmma.causal.agreement import top_recall
 from cmma.causal.config import TraceConfig
 from cmma.causal.corruptions import contrast_runs
 from cmma.causal.method_configs import AttributionConfig
@@ -132,12 +131,6 @@ def test_streams_of_models_with_towers_are_attributed_too(pairs):
         found = run_method(blip, pairs, replace(config, stream=stream))
         assert found.summary["rank_correlation_residual"] > 0.5
     assert stream_entrances(blip, "decoder")[0] == "decoder.layers.0.resid_pre"
-
-
-def test_recall_of_the_largest_by_counting():
-    estimate_IF = np.array([[5.0, -4.0, 1.0, 0.0], [5.0, -4.0, 1.0, np.nan]])
-    measured_IF = np.array([[3.0, 0.0, -9.0, 0.0], [3.0, 0.0, -9.0, np.nan]])
-    assert top_recall(estimate_IF, measured_IF, 2, 50).value == 0.5
 
 
 def test_what_cannot_be_estimated_is_one_line(tiny, pairs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -171,6 +172,56 @@ def test_without_cross_attention_the_answer_ignores_the_image(blip, samples):
         with Knockout(blip, everywhere(blip, read, "decoder.layers.{}.cross_attention")):
             answers.append(blip.prompt_logits(batch))
     torch.testing.assert_close(*answers)
+
+
+@contextmanager
+def sdpa_without(model, blocked):
+    """BLIP's text attentions by torch's sdpa, which transformers does not offer for it, with pairs left out by hand."""
+
+    def forward(module, blocked_BQK, hidden, attention_mask=None, encoder_hidden_states=None,
+                encoder_attention_mask=None, **_):  # fmt: skip
+        read, given = hidden, attention_mask
+        if encoder_hidden_states is not None:
+            read, given = encoder_hidden_states, encoder_attention_mask
+        heads = (module.num_attention_heads, module.attention_head_size)
+        q, k, v = (each.unflatten(-1, heads).transpose(1, 2)
+                   for each in (module.query(hidden), module.key(read), module.value(read)))
+        open_BHQK = ~blocked_BQK[:, None] if given is None else (given == 0) & ~blocked_BQK[:, None]
+        context = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=open_BHQK)
+        return context.transpose(1, 2).flatten(2), None
+
+    modules = {name: model.attentions[name].module for name in blocked}
+    for name, module in modules.items():
+        module.forward = partial(forward, module, blocked[name])
+    try:
+        yield
+    finally:
+        for module in modules.values():
+            del module.forward
+
+
+@pytest.mark.parametrize("kind", ["text.layers.{}.attention", "text.layers.{}.cross_attention",
+                                  "decoder.layers.{}.attention", "decoder.layers.{}.cross_attention"])
+@pytest.mark.parametrize("rows", [1, 2])
+@torch.no_grad()
+def test_eager_blip_equals_sdpa(blip, samples, rows, kind):
+    """Question → question and image, answer → itself (causal) and question; one question, and two of unequal length."""
+    batch = blip.collate(samples[:rows], TEXTS[:rows], ["a red circle", "no"][:rows])
+    lengths = {"text": batch["input_ids"].shape[1], "decoder": batch["decoder_input_ids"].shape[1]}
+    tower = kind.split(".")[0]
+    keys = lengths[tower] if kind.endswith(".attention") else lengths["text"]
+    if kind == "text.layers.{}.cross_attention":
+        keys = blip.image_positions(batch).shape[1] + 1
+    blocked_BQK = torch.zeros(rows, lengths[tower], keys, dtype=torch.bool)
+    blocked_BQK[:, 1:, 1:3] = True  # every position keeps the first
+    blocked = everywhere(blip, blocked_BQK, kind)
+    with Knockout(blip, blocked):
+        eager = blip(**batch).logits
+    with sdpa_without(blip, blocked):
+        sdpa = blip(**batch).logits
+    kept_BA = batch["decoder_input_ids"] != blip.config.text_config.pad_token_id
+    torch.testing.assert_close(eager[kept_BA], sdpa[kept_BA], atol=1e-5, rtol=1e-5)
+    assert (eager - blip(**batch).logits)[kept_BA].abs().max() > 1e-4
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cmma.causal.agreement import rank_correlation, top_recall, with_bounds
 from cmma.causal.config import TraceConfig
 from cmma.causal.edges import has_edges
 from cmma.causal.findings import Dictionary, Findings
@@ -26,6 +25,7 @@ from cmma.data.samples import Sample
 from cmma.errors import ConfigError
 from cmma.figures import Figure, HeatMap, Listing
 from cmma.models.base import MultimodalModel
+from cmma.statistics.agreement import rank_correlation, top_recall, with_bounds
 from cmma.statistics.bootstrap import bootstrap_columns
 from cmma.statistics.correction import benjamini_hochberg
 from cmma.statistics.permutation import sign_flip_p

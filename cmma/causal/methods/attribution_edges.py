@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cmma.causal.agreement import rank_correlation, top_recall, with_bounds
 from cmma.causal.config import TraceConfig
 from cmma.causal.curves import by_image
 from cmma.causal.edges import edge_effects, edge_estimates, stream_edges
@@ -17,6 +16,7 @@ from cmma.causal.readout import Readout
 from cmma.console import progress
 from cmma.figures import HeatMap
 from cmma.models.base import MultimodalModel
+from cmma.statistics.agreement import rank_correlation, top_recall, with_bounds
 from cmma.statistics.bootstrap import bootstrap_columns
 from cmma.statistics.correction import benjamini_hochberg
 from cmma.statistics.permutation import sign_flip_p

@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cmma.causal.agreement import rank_correlation, screen_recall, with_bounds
 from cmma.causal.attribution import Attribution, attribute, query_effects
 from cmma.causal.config import TraceConfig
 from cmma.causal.curves import by_image
@@ -27,6 +26,7 @@ from cmma.data.samples import Sample
 from cmma.errors import ConfigError
 from cmma.figures import Curves, Figure, HeatMap, Line, Listing
 from cmma.models.base import MultimodalModel
+from cmma.statistics.agreement import rank_correlation, screen_recall, with_bounds
 from cmma.statistics.bootstrap import bootstrap_columns
 from cmma.statistics.correction import benjamini_hochberg
 from cmma.statistics.permutation import sign_flip_p

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from cmma.causal.agreement import rank_correlation, screen_recall
+from cmma.statistics.agreement import rank_correlation, screen_recall, top_recall
 
 
 def test_rank_correlation_is_spearmans():
@@ -45,3 +45,9 @@ def test_what_the_screen_missed_is_estimated_without_bias():
     drawn = [1 / screen_recall(screened, rng.choice(rest, 60, replace=False), 260, 20).value for _ in range(300)]
     assert np.mean(drawn) == pytest.approx(1 / truth, abs=4 * np.std(drawn) / 300**0.5)
     assert truth < 1
+
+
+def test_recall_of_the_largest_by_counting():
+    estimate_IF = np.array([[5.0, -4.0, 1.0, 0.0], [5.0, -4.0, 1.0, np.nan]])
+    measured_IF = np.array([[3.0, 0.0, -9.0, 0.0], [3.0, 0.0, -9.0, np.nan]])
+    assert top_recall(estimate_IF, measured_IF, 2, 50).value == 0.5

@@ -1,4 +1,4 @@
-"""How well a cheap estimate ranks what was measured: rank correlation, and the share of the largest that it finds."""
+"""How well an estimate ranks what was measured: rank correlation, and the share of the largest that it finds."""
 
 from __future__ import annotations
 
