@@ -15,6 +15,7 @@ STAGE_HELP = {name: spec.help for name, spec in STAGES.items()} | {
     "run": "the whole chain, skipping what is done",
     "tables": "the paper's tables, from what exists and what is missing made: cmma tables name=table1,phases",
     "benchmark": "score methods against known truth: cmma benchmark task=planted method=msae,topk",
+    "score": "a metric on your own files: cmma score metric=chair predictions=captions.jsonl references=objects.jsonl",
 }
 TOOL_HELP = {
     "ls": "list artifacts: cmma ls [STAGE]",

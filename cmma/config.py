@@ -19,6 +19,7 @@ from cmma.cmig.config import CMIGConfig
 from cmma.control.config import ControlConfig
 from cmma.errors import ConfigError
 from cmma.evaluation.config import SAEMetricConfig
+from cmma.evaluation.scoring.config import ScoreConfig
 from cmma.mitigation.config import MitigationConfig
 from cmma.models.spec import ModelSpec
 from cmma.phases.config import PhasesConfig
@@ -281,6 +282,7 @@ class Config:
     paths: PathsConfig = field(default_factory=PathsConfig)
     run: RunConfig = field(default_factory=RunConfig)
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
     tables: TablesConfig = field(default_factory=TablesConfig)
     layer: int | None = None
     seed: int = 0

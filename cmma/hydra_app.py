@@ -22,6 +22,7 @@ _FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "-
 # Stage → (section, the keys of it that may be written without the section).
 _SHORT_WORDS = {
     "benchmark": ("benchmark", ("task", "method")), "import-sae": ("imported", ("source", "subfolder", "revision")),
+    "score": ("score", ("metric", "predictions", "references")),
     "tables": ("tables", ("name", "scale")),
 }
 
@@ -114,6 +115,10 @@ def _run(stage: str, jobs: list[Job]) -> None:
             from cmma.stages.benchmark import run
 
             run(config)
+        elif stage == "score":
+            from cmma.stages.score import run as score
+
+            score(config)
         elif stage == "tables":
             from cmma.stages.tables import run_tables
 
@@ -134,6 +139,8 @@ def _full_word(stage: str, word: str) -> str:
     """A short word in full. A comma in `method=` or `name=` makes a list and no sweep."""
     key, equals, value = word.partition("=")
     section, short = _SHORT_WORDS.get(stage, ("", ()))
+    if stage == "score" and key.startswith("metric."):
+        return f"score.{key.removeprefix('metric.')}={value}"
     if not equals or key not in short:
         return word
     if key in ("method", "name"):

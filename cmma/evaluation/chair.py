@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from cmma.errors import DataError
-from cmma.evaluation.vocabulary import Mention, Vocabulary
-from cmma.statistics.bootstrap import Interval, bootstrap_ratio
+from cmma.evaluation.vocabulary import Mention, ObjectWords
+from cmma.statistics.bootstrap import Interval, bootstrap_count_ratio
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Chair:
         return {name: value.as_dict() if isinstance(value, Interval) else value for name, value in plain.items()}
 
 
-def score_caption(caption: str, truth: Collection[str], vocabulary: Vocabulary) -> CaptionScore:
+def score_caption(caption: str, truth: Collection[str], vocabulary: ObjectWords) -> CaptionScore:
     """One caption against the node words `truth`."""
     mentions = tuple(vocabulary.mentions(caption))
     return CaptionScore(
@@ -81,7 +81,7 @@ def score_caption(caption: str, truth: Collection[str], vocabulary: Vocabulary) 
 def chair(
     captions: Sequence[str],
     objects: Sequence[Collection[str]],
-    vocabulary: Vocabulary,
+    vocabulary: ObjectWords,
     images: Sequence[Hashable] | None = None,
     n_resamples: int = 10_000,
     seed: int = 0,
@@ -110,7 +110,7 @@ def chair(
     mentions, hallucinated, faulty, ones, recalled, present, words = sum_by_image(counts_NF, images).T
 
     def ratio(numerators: np.ndarray, denominators: np.ndarray) -> Interval:
-        return bootstrap_ratio(numerators, denominators, n_resamples=n_resamples, seed=seed)
+        return bootstrap_count_ratio(numerators, denominators, n_resamples=n_resamples, seed=seed)
 
     return Chair(
         chair_i=ratio(hallucinated, mentions),

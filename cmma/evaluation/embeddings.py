@@ -47,16 +47,25 @@ def embed(
         raise CmmaError(f"{model.spec.name} does not embed images and texts; set metric.encoder to a dual encoder")
     texts = [sample.caption for sample in samples] if texts is None else texts
     images, words = [], []
-    with torch.inference_mode(), progress("Embedding images and captions", total=len(samples)) as bar:
+    with progress("Embedding images and captions", total=len(samples)) as bar:
         for start in range(0, len(samples), batch_size):
             chunk = slice(start, start + batch_size)
-            batch = model.collate(samples[chunk], texts=texts[chunk])
-            with Trace(model, [IMAGE_SITE, TEXT_SITE]) as acts:
-                model(**batch)
-            images.append(_rows(acts[IMAGE_SITE]))
-            words.append(_rows(acts[TEXT_SITE]))
+            image_BD, text_BD = embed_batch(model, samples[chunk], texts[chunk])
+            images.append(image_BD)
+            words.append(text_BD)
             bar.advance(len(texts[chunk]))
     return Embeddings(np.concatenate(images), np.concatenate(words), model.spec.name)
+
+
+@torch.inference_mode()
+def embed_batch(
+    model: MultimodalModel, samples: Sequence[Sample], texts: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings of the images and of the texts of one batch, float32[B, D] each, not normalised."""
+    batch = model.collate(samples, texts=texts)
+    with Trace(model, [IMAGE_SITE, TEXT_SITE]) as acts:
+        model(**batch)
+    return _rows(acts[IMAGE_SITE]), _rows(acts[TEXT_SITE])
 
 
 def _rows(acts: torch.Tensor) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Fréchet distance between two sets of features, each taken as a Gaussian (Dowson & Landau 1982; Heusel et al. 2017).
 
-d² = |μ₁ − μ₂|² + tr(Σ₁) + tr(Σ₂) − 2 tr(Σ₁^½ Σ₂ Σ₁^½)^½, by symmetric eigendecomposition. It is called FID only of
-Inception features, and then the resize belongs to the name; `distance_name` sees to that.
+d² = |μ₁ − μ₂|² + tr(Σ₁) + tr(Σ₂) − 2 tr(Σ₁^½ Σ₂ Σ₁^½)^½, by the eigenvalues of a symmetric matrix. It is called FID
+only of Inception features, and then the resize belongs to the name; `distance_name` sees to that.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class Moments:
 
     def merge(self, other: Moments) -> Moments:
         """Take in what another process has gathered."""
-        if other.n:
+        if not self.n:
+            self.n, self.mean_D, self._scatter_DD = other.n, other.mean_D, other._scatter_DD.copy()
+        elif other.n:
             shift_D = other.mean_D - self.mean_D
             total = self.n + other.n
             self._scatter_DD += other._scatter_DD + np.outer(shift_D, shift_D) * (self.n * other.n / total)
@@ -99,10 +101,19 @@ def frechet_distance(first: Moments, second: Moments, name: str) -> Distance:
 
 
 def gaussian_distance(mean_D: np.ndarray, cov_DD: np.ndarray, other_D: np.ndarray, other_DD: np.ndarray) -> float:
-    """Squared Fréchet distance between two Gaussians."""
-    values_D, vectors_DD = linalg.eigh(cov_DD)
-    root_DD = (vectors_DD * np.sqrt(values_D.clip(min=0))) @ vectors_DD.T
-    inner_DD = root_DD @ other_DD @ root_DD
+    """Squared Fréchet distance between two Gaussians.
+
+    Any R with R Rᵀ = Σ₁ serves as root: Rᵀ Σ₂ R has the eigenvalues of Σ₁ Σ₂. Cholesky's is the cheapest, and needs a
+    covariance of full rank.
+    """
+    try:
+        root_DD = linalg.cholesky(cov_DD, lower=True)
+        half_DD = linalg.blas.dtrmm(1.0, root_DD, other_DD, lower=True, trans_a=True)
+        inner_DD = linalg.blas.dtrmm(1.0, root_DD, half_DD, side=1, lower=True)
+    except linalg.LinAlgError:
+        values_D, vectors_DD = linalg.eigh(cov_DD)
+        root_DD = vectors_DD * np.sqrt(values_D.clip(min=0))
+        inner_DD = root_DD.T @ other_DD @ root_DD
     overlap = np.sqrt(linalg.eigvalsh((inner_DD + inner_DD.T) / 2).clip(min=0)).sum()
     shift_D = mean_D - other_D
     return max(float(shift_D @ shift_D + np.trace(cov_DD) + np.trace(other_DD) - 2 * overlap), 0.0)

@@ -1,6 +1,7 @@
 """Kernel distance: the unbiased squared MMD with a cubic kernel (Bińkowski et al. 2018, arXiv 1801.01401).
 
 Of Inception features it is KID. Unlike the Fréchet distance it is unbiased, so it also serves with few images.
+CMMD is its relative with a Gaussian kernel on CLIP embeddings.
 """
 
 from __future__ import annotations
@@ -60,3 +61,26 @@ def mmd2(first_ND: np.ndarray, second_ND: np.ndarray) -> float:
 
     within = mean_off_diagonal(kernel(first_ND, first_ND)) + mean_off_diagonal(kernel(second_ND, second_ND))
     return float(within - 2 * kernel(first_ND, second_ND).mean())
+
+
+def cmmd(first_ND: np.ndarray, second_ND: np.ndarray, sigma: float = 10.0, scale: float = 1000.0) -> float:
+    """CMMD (Jayasumana et al. 2024, arXiv 2401.09603): 1000 · MMD² with a Gaussian kernel on unit-norm embeddings.
+
+    The biased estimator, as published: every pair counts, each embedding with itself too.
+
+    Raises:
+        DataError: an empty set, or sets of different width.
+    """
+    if not len(first_ND) or not len(second_ND) or first_ND.shape[1] != second_ND.shape[1]:
+        raise DataError("CMMD needs two sets of embeddings of one width")
+
+    def unit(a_ND: np.ndarray) -> np.ndarray:
+        a_ND = np.asarray(a_ND, np.float64)
+        return a_ND / np.linalg.norm(a_ND, axis=1, keepdims=True)
+
+    def mean_kernel(a_ND: np.ndarray, b_ND: np.ndarray) -> float:
+        return float(np.exp((a_ND @ b_ND.T - 1) / sigma**2).mean())  # |a − b|² = 2 − 2 a·b
+
+    first_ND, second_ND = unit(first_ND), unit(second_ND)
+    within = mean_kernel(first_ND, first_ND) + mean_kernel(second_ND, second_ND)
+    return scale * (within - 2 * mean_kernel(first_ND, second_ND))

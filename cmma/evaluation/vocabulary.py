@@ -12,11 +12,15 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from cmma.errors import DataError
 
 _WORD = re.compile(r"\w+(?:['’-]\w+)*")
+
+
+COCO_OBJECTS = Path(__file__).with_name("coco_objects.txt")
+"""The table of COCO's 80 categories."""
 
 
 class Mention(NamedTuple):
@@ -24,6 +28,20 @@ class Mention(NamedTuple):
 
     word: str
     node: str
+
+
+class ObjectWords(Protocol):
+    """What CHAIR needs to know about words: `Vocabulary`, or `cmma.evaluation.caption_words.CaptionWords`."""
+
+    @property
+    def name(self) -> str:
+        """How reports call it."""
+
+    def mentions(self, caption: str) -> list[Mention]:
+        """Every mention in the caption, in order; repeated mentions are repeated."""
+
+    def truth(self, objects: Iterable[str]) -> frozenset[str]:
+        """Names of objects in an image as node words. Raises DataError for a name that is not known."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +89,17 @@ class Vocabulary:
 
     def truth(self, objects: Iterable[str]) -> frozenset[str]:
         """Names of objects in an image as node words. Raises DataError for a name that the table does not know."""
-        nodes = set()
-        for name in objects:
-            if name.lower() not in self.node_of:
-                raise DataError(f"object {name!r} of the ground truth is not in the vocabulary {self.name}")
-            nodes.add(self.node_of[name.lower()])
-        return frozenset(nodes)
+        return truth_nodes(objects, self.node_of, self.name)
+
+
+def truth_nodes(objects: Iterable[str], node_of: Mapping[str, str], vocabulary: str) -> frozenset[str]:
+    """Names of objects as node words. Raises DataError for a name that the table does not know."""
+    nodes = set()
+    for name in objects:
+        if name.lower() not in node_of:
+            raise DataError(f"object {name!r} of the ground truth is not in the vocabulary {vocabulary}")
+        nodes.add(node_of[name.lower()])
+    return frozenset(nodes)
 
 
 def make_vocabulary(name: str, table: Mapping[str, Iterable[str]]) -> Vocabulary:
@@ -92,18 +115,42 @@ def make_vocabulary(name: str, table: Mapping[str, Iterable[str]]) -> Vocabulary
 
 def read_vocabulary(path: Path) -> Vocabulary:
     """Read a table. Raises DataError naming the line that cannot be used."""
+    return make_vocabulary(path.stem, read_table(path))
+
+
+def read_table(path: Path) -> dict[str, list[str]]:
+    """A table as node word → words. Raises DataError naming the line that cannot be used."""
     table: dict[str, list[str]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: vocabulary cannot be read ({error})") from error
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_lines(path), start=1):
         content = line.split("#", 1)[0].strip()
         if content:
             node, colon, words = content.partition(":")
             if not colon or not node.strip():
                 raise DataError(f"{path} line {number}: expected 'node word: word, word, …', found {content[:60]!r}")
-            table.setdefault(node.strip(), []).extend(word for word in words.split(",") if word.strip())
+            table.setdefault(node.strip(), []).extend(word.strip() for word in words.split(",") if word.strip())
     if not table:
         raise DataError(f"{path}: vocabulary without a single object")
-    return make_vocabulary(path.stem, table)
+    return table
+
+
+def read_public_list(path: Path) -> dict[str, list[str]]:
+    """The public CHAIR file as node word → words, exactly as its own reader takes them, stray spaces included.
+
+    One object per line, words separated by a comma and a space, the first of them the node word.
+    """
+    rows = [line.strip().split(", ") for line in _lines(path) if line.strip()]
+    if not rows:
+        raise DataError(f"{path}: vocabulary without a single object")
+    return {words[0]: words for words in rows}
+
+
+def is_public_list(path: Path) -> bool:
+    """Whether a word list has the public file's format: no line has a colon."""
+    return not any(":" in line.split("#", 1)[0] for line in _lines(path))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: vocabulary cannot be read ({error})") from error

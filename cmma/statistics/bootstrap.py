@@ -101,7 +101,13 @@ def bootstrap_statistic(
             confidence_level=confidence, method="BCa", rng=np.random.default_rng(seed),
         )
     low, high = map(float, result.confidence_interval)
-    resampled = np.asarray(result.bootstrap_distribution)
+    return _interval(value, low, high, np.asarray(result.bootstrap_distribution), n, confidence)
+
+
+def _interval(
+    value: float, low: float, high: float, resampled: NDArray[np.float64], n: int, confidence: float
+) -> Interval:
+    """BCa bounds where they are defined, else percentiles of the resamples that are."""
     defined = resampled[np.isfinite(resampled)]
     standard_error = float(defined.std(ddof=1)) if len(defined) > 1 else math.nan
     if np.isfinite([low, high]).all() and len(defined) == len(resampled):
@@ -148,6 +154,40 @@ def bootstrap_ratio(
     return bootstrap_statistic(
         ratio, numerators, denominators, n_resamples=n_resamples, seed=seed, confidence=confidence
     )
+
+
+def bootstrap_count_ratio(
+    numerators: ArrayLike,
+    denominators: ArrayLike,
+    n_resamples: int = RESAMPLES,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Interval:
+    """`bootstrap_ratio` of counts, many times faster.
+
+    Counts of captions repeat, and how often each distinct pair is drawn is multinomial: a resample of 10,000 images is
+    a draw of some fifty numbers. The distribution is the same, the single draws are not.
+    """
+    pairs_N2 = np.stack([np.asarray(numerators), np.asarray(denominators)], axis=1).astype(np.float64)
+    n = len(pairs_N2)
+    pairs_K2, times_K = np.unique(pairs_N2, axis=0, return_counts=True)
+    if len(pairs_K2) < 2 or not pairs_N2[:, 1].sum():
+        return bootstrap_ratio(numerators, denominators, n_resamples, seed, confidence)
+    rng, share_K = np.random.default_rng(seed), times_K / n
+    sizes = [min(_RESAMPLES_AT_ONCE, n_resamples - start) for start in range(0, n_resamples, _RESAMPLES_AT_ONCE)]
+    sums_R2 = np.concatenate([rng.multinomial(n, share_K, size=size) @ pairs_K2 for size in sizes])
+    total_2 = times_K @ pairs_K2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(total_2[0] / total_2[1])
+        resampled_R = sums_R2[:, 0] / sums_R2[:, 1]
+        without_K = (total_2[0] - pairs_K2[:, 0]) / (total_2[1] - pairs_K2[:, 1])
+        fall_K = share_K @ without_K - without_K
+        acceleration = (times_K @ fall_K**3) / (6 * (times_K @ fall_K**2) ** 1.5)
+        bias = stats.norm.ppf(((resampled_R < value).mean() + (resampled_R <= value).mean()) / 2)
+        z_2 = bias + stats.norm.ppf([(1 - confidence) / 2, (1 + confidence) / 2])
+        share_2 = stats.norm.cdf(bias + z_2 / (1 - acceleration * z_2))
+    bounds = np.quantile(resampled_R, share_2) if np.isfinite(share_2).all() else (math.nan, math.nan)
+    return _interval(value, float(bounds[0]), float(bounds[1]), resampled_R, n, confidence)
 
 
 def proportion(successes: int, n: int, confidence: float = 0.95) -> Interval:

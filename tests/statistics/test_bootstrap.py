@@ -12,6 +12,7 @@ from scipy import stats
 from cmma.statistics.bootstrap import (
     Interval,
     bootstrap_columns,
+    bootstrap_count_ratio,
     bootstrap_mean,
     bootstrap_ratio,
     bootstrap_statistic,
@@ -123,3 +124,21 @@ def test_interval_is_json_and_readable():
 def test_same_seed_same_interval():
     values = np.random.default_rng(0).normal(size=30)
     assert bootstrap_mean(values, 500, seed=1) == bootstrap_mean(values, 500, seed=1)
+
+
+@pytest.mark.parametrize("n", [40, 600])
+def test_ratio_of_counts_has_scipys_interval(n: int):
+    """Drawing how often each distinct pair occurs is drawing images: bounds agree within the noise of the resamples."""
+    rng = np.random.default_rng(n)
+    mentions = rng.poisson(3, n)
+    wrong = rng.binomial(mentions, 0.15)
+    ours, scipys = (fn(wrong, mentions, n_resamples=20_000) for fn in (bootstrap_count_ratio, bootstrap_ratio))
+    assert (ours.value, ours.n, ours.kind) == (scipys.value, scipys.n, scipys.kind)
+    assert ours.standard_error == pytest.approx(scipys.standard_error, rel=0.03)
+    assert (ours.low, ours.high) == pytest.approx((scipys.low, scipys.high), abs=0.1 * scipys.standard_error)
+
+
+def test_ratio_of_counts_where_there_is_no_interval():
+    for wrong, mentions in (([0, 0], [0, 0]), ([1, 1], [2, 2]), ([1], [2]), ([0, 0, 0], [0, 1, 0])):
+        ours, scipys = bootstrap_count_ratio(wrong, mentions, 50), bootstrap_ratio(wrong, mentions, 50)
+        assert ours.kind.split(",")[0] == scipys.kind.split(",")[0]
