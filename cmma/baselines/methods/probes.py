@@ -53,7 +53,7 @@ class MLPProbe(Method):
         super().__init__("MLP probe", ground)
         x_ID, truth_IC = _mean_tokens(ground, ground.selection), ground.selection.labels.truth_NC
         self._probe = MLPClassifier(
-            (ground.config.hidden,), solver="lbfgs", alpha=1.0, max_iter=500, random_state=ground.config.seed
+            (ground.config.hidden,), solver="lbfgs", alpha=1.0, max_iter=5000, tol=1e-3, random_state=ground.config.seed
         ).fit(x_ID, truth_IC.astype(int))
 
     def read(self, images: Images) -> Reading:
