@@ -13,6 +13,8 @@ METHODS = (
     "msae", "standard_sae", "pca", "attention", "integrated_gradients", "grad_cam", "linear_probe", "mlp_probe", "shap",
     "random_directions",
 )
+RANDOM = "random directions"
+"""What tables call the control."""
 COMPARISONS = ("interpretability", "hallucination", "control")
 
 
@@ -59,12 +61,12 @@ class BaselinesConfig:
     methods: list[str] = field(default_factory=lambda: list(METHODS))
     comparisons: list[str] = field(default_factory=lambda: list(COMPARISONS))
     split: str = "balanced"
-    n_selection: int = 48
-    n_measured: int = 48
+    n_selection: int = 40
+    n_measured: int = 40
     n_objects: int = 4
     min_count: int = 3
     fit_records: int = 131_072
-    ig_steps: int = 3
+    ig_steps: int = 16
     shap_permutations: int = 1
     hidden: int = 64
     unit_counts: list[int] = field(default_factory=lambda: [1, 2, 4])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,13 @@ class Images:
     @property
     def samples(self) -> list[Sample]:
         return [query.sample for query in self.queries]
+
+    @property
+    def said_IC(self) -> np.ndarray:
+        """bool [I, C]: which concepts the model's own caption says."""
+        said = [[re.search(rf"\b{re.escape(name)}\b", query.answer) is not None for name in self.labels.names]
+                for query in self.queries]
+        return np.array(said, dtype=bool).reshape(len(self.queries), len(self.labels.names))
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from cmma.features.concepts import auroc
 from cmma.features.masks import cell_coverage, concept_mask
 from cmma.models.base import MultimodalModel
 
-_QUANTILES = np.linspace(0.5, 0.995, 34)
+_QUANTILES = np.linspace(0.5, 0.995, 100)
 """Of a unit's map on the selection images: where its thresholds are tried, whatever its scale."""
 
 

@@ -8,14 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from cmma.baselines.config import BaselinesConfig
+from cmma.baselines.config import RANDOM, BaselinesConfig
 from cmma.baselines.control import controlled
 from cmma.baselines.ground import Ground, images
 from cmma.baselines.hallucination import reduction
 from cmma.baselines.interpretability import coverage, measure
 from cmma.baselines.measures import Measure, Metric, measure_table
 from cmma.baselines.methods.base import Method
-from cmma.baselines.methods.random_directions import NAME as CONTROL
 from cmma.baselines.methods.registry import build_methods
 from cmma.causal.intervening import divide
 from cmma.data.samples import Sample
@@ -103,7 +102,7 @@ def compare_baselines(
         found |= changed.measures
         tried["control"] = changed.tried
         facts |= {"control": changed.settings, "control_images": changed.n_images}
-    table = measure_table(found, methods[0].name, CONTROL, config.n_bootstrap, config.seed)
+    table = measure_table(found, methods[0].name, RANDOM, config.n_bootstrap, config.seed)
     return Comparison(table, units, tried, facts)
 
 

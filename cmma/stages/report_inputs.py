@@ -10,6 +10,7 @@ import pandas as pd
 from PIL import Image
 
 from cmma.artifacts.store import Artifact
+from cmma.baselines.config import RANDOM
 from cmma.config import Config
 from cmma.data.tars import load_samples
 from cmma.figures import Gallery, from_json
@@ -47,7 +48,7 @@ def gather(config: Config, parents: Mapping[str, Artifact], overrides: Sequence[
         },
         "causal": [
             shown for name, artifact in parents.items()
-            if name.startswith(("trace:", "intervene:", "mitigate", "control"))
+            if name.startswith(("trace:", "intervene:", "mitigate", "control", "baselines"))
             for shown in _figures(artifact)
         ],
     }
@@ -76,6 +77,8 @@ def gather(config: Config, parents: Mapping[str, Artifact], overrides: Sequence[
         parts["consistency"] = _consistency(amplified)
     if "control" in parents and parents["control"].path("control.parquet").is_file():
         parts["control"] = _control(parents["control"])
+    if "baselines" in parents:
+        parts |= _baselines(parents["baselines"])
     if "evaluate" in parents:
         parts["evaluation"] = _evaluation(parents["evaluate"])
     return ReportInputs(title=f"{config.model.name}: cross-modal mechanistic analysis", **parts)
@@ -186,6 +189,32 @@ def _control(artifact: Artifact) -> dict[str, dict[str, Cell]]:
                 digits=1 if percent else 2, artifact=artifact.key,
             )
     return found
+
+
+# Metrics of the comparison with baselines that have a column: unit and decimals.
+_BASELINE_METRICS = {
+    "detection AUROC": ("", 3), "mask IoU": ("", 3), "object hallucination, change in %": ("%", 1),
+    "recall, change in points": ("", 1), "success": ("", 2), "precision": ("", 2),
+}
+
+
+def _baselines(artifact: Artifact) -> dict[str, Any]:
+    """Every method's headline numbers, with the verdict against M-SAE and the winner of each column."""
+    found: dict[str, dict[str, Cell]] = {}
+    table = artifact.read_table("baselines.parquet")
+    ceiling = table["metric"].str.endswith(", changed input")
+    for row in table.assign(metric=table["metric"].str.removesuffix(", changed input")).to_dict("records"):
+        if row["metric"] not in _BASELINE_METRICS:
+            continue
+        unit, digits = _BASELINE_METRICS[row["metric"]]
+        value, low, high = (None if pd.isna(row[k]) else row[k] for k in ("value", "low", "high"))
+        remark = "; ".join(part for part in ("wins" if row["winner"] else "", row["verdict"], row["kind"]) if part)
+        found.setdefault(row["method"], {})[row["metric"]] = (
+            Cell("n/a", kind=row["reason"], artifact=artifact.key) if row["reason"]
+            else Cell("undefined" if value is None else value, low, high, kind=remark, n=int(row["n"]), unit=unit,
+                      digits=digits, artifact=artifact.key)
+        )
+    return {"baselines": found, "baseline_controls": [RANDOM, *table.loc[ceiling, "method"].unique()]}
 
 
 def _network(graph: Artifact) -> dict[str, Cell]:

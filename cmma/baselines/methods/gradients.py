@@ -1,7 +1,8 @@
 """Gradients through captum: Integrated Gradients (Sundararajan et al. 2017) and Grad-CAM (Selvaraju et al. 2017).
 
 Both explain the model's own output by the image tokens of the layer: how often it is expected to say a concept's words,
-and, for hallucination, the margin of a hallucinated word.
+where its caption says them (what is not said leaves nothing to explain: the map is zero); and, for hallucination, the
+margin of a hallucinated word. So they detect what the caption says.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ class GradientMethod(DirectionMethod):
     """A gradient of the output with respect to the image tokens, and a map made of it."""
 
     @abstractmethod
-    def gradients(self, output: OutputOfRecords, records_BPD: Tensor, target: int | None) -> tuple[Tensor, Tensor]:
-        """Gradient Float[B, P, D] and map Float[B, P] of one output."""
+    def gradients(
+        self, output: OutputOfRecords, records_BPD: Tensor, row_B: Tensor, target: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """Gradient Float[B, P, D] and map Float[B, P] of one output of the queries `row_B`."""
 
     def read(self, images: Images) -> Reading:
         """One unit per concept. The image scores as its strongest patch does."""
@@ -34,7 +37,7 @@ class GradientMethod(DirectionMethod):
         return strongest(found[1].cpu().numpy(), by_concept=True)
 
     def concept_directions(self) -> Tensor:
-        """Mean gradient over patches and selection images."""
+        """Mean gradient over patches and the selection images whose captions say the concept, up to its length."""
         return self._of_selection[0]
 
     def hallucination_direction(self, mentions: Mentions) -> Tensor:
@@ -46,7 +49,8 @@ class GradientMethod(DirectionMethod):
         total_D = torch.zeros_like(ground.baseline_D)
         for rows in self._chunks(len(wrong)):
             output = OutputOfRecords(ground.model, ground.layer, wrong[rows], readout)
-            total_D += self.gradients(output, records_NPD[rows], None)[0].sum((0, 1))
+            here_BPD = records_NPD[rows]
+            total_D += self.gradients(output, here_BPD, torch.arange(len(here_BPD)), None)[0].sum((0, 1))
         return total_D
 
     @cached_property
@@ -54,19 +58,22 @@ class GradientMethod(DirectionMethod):
         return self._explain(self.ground.selection)
 
     def _explain(self, images: Images) -> tuple[Tensor, Tensor]:
-        """Mean gradient [C, D] and maps [I, P, C] of the images."""
-        names = images.labels.names
+        """Sum of gradients [C, D] and maps [I, P, C] of the images; zero where the caption does not say the concept."""
+        names, said_IC = images.labels.names, torch.from_numpy(images.said_IC)
         readout = PhraseCounts(self.ground.model, names)
-        total_CD = torch.zeros(len(names), images.records_IPD.shape[-1], device=images.records_IPD.device)
-        maps: list[Tensor] = []
+        total_CD = images.records_IPD.new_zeros(len(names), images.records_IPD.shape[-1])
+        maps_IPC = images.records_IPD.new_zeros(*images.records_IPD.shape[:2], len(names))
         with progress(self.name, total=len(images.queries)) as bar:
             for rows in self._chunks(len(images.queries)):
                 output = OutputOfRecords(self.ground.model, self.ground.layer, images.queries[rows], readout)
-                found = [self.gradients(output, images.records_IPD[rows], index) for index in range(len(names))]
-                total_CD += torch.stack([gradient_BPD.sum((0, 1)) for gradient_BPD, _ in found])
-                maps.append(torch.stack([map_BP for _, map_BP in found], dim=-1))
-                bar.advance(len(maps[-1]))
-        return total_CD / (len(images.queries) * images.records_IPD.shape[1]), torch.cat(maps)
+                for concept in said_IC[rows].any(0).nonzero().flatten().tolist():
+                    row_B = said_IC[rows, concept].nonzero().flatten()
+                    here_B = row_B + rows.start
+                    gradient_BPD, maps_IPC[here_B, :, concept] = self.gradients(
+                        output, images.records_IPD[here_B], row_B, concept)
+                    total_CD[concept] += gradient_BPD.sum((0, 1))
+                bar.advance(len(said_IC[rows]))
+        return total_CD, maps_IPC
 
     def _chunks(self, n: int) -> list[slice]:
         size = self.ground.config.batch_size
@@ -80,12 +87,14 @@ class IntegratedGradients(GradientMethod):
     def __init__(self, ground: Ground) -> None:
         super().__init__("Integrated Gradients", ground)
 
-    def gradients(self, output: OutputOfRecords, records_BPD: Tensor, target: int | None) -> tuple[Tensor, Tensor]:
+    def gradients(
+        self, output: OutputOfRecords, records_BPD: Tensor, row_B: Tensor, target: int | None
+    ) -> tuple[Tensor, Tensor]:
         """See `GradientMethod.gradients`."""
         baseline_BPD = self.ground.baseline_D.expand_as(records_BPD)
         gradient_BPD = CaptumIntegratedGradients(output, multiply_by_inputs=False).attribute(
             records_BPD, baseline_BPD, target=target, n_steps=self.ground.config.ig_steps,
-            additional_forward_args=(torch.arange(len(records_BPD)),),
+            additional_forward_args=(row_B,),
         )  # fmt: skip
         return gradient_BPD.detach(), (gradient_BPD * (records_BPD - baseline_BPD)).sum(-1).detach()
 
@@ -96,12 +105,14 @@ class GradCAM(GradientMethod):
     def __init__(self, ground: Ground) -> None:
         super().__init__("Grad-CAM", ground)
 
-    def gradients(self, output: OutputOfRecords, records_BPD: Tensor, target: int | None) -> tuple[Tensor, Tensor]:
+    def gradients(
+        self, output: OutputOfRecords, records_BPD: Tensor, row_B: Tensor, target: int | None
+    ) -> tuple[Tensor, Tensor]:
         """See `GradientMethod.gradients`; the gradient is α at every patch."""
         centred = _Centred(output, self.ground.baseline_D)
         channels_BDP = (records_BPD - self.ground.baseline_D).transpose(1, 2)
         weighted_BDP = LayerGradCam(centred, centred.channels).attribute(
-            channels_BDP, target=target, additional_forward_args=(torch.arange(len(records_BPD)),),
+            channels_BDP, target=target, additional_forward_args=(row_B,),
             attr_dim_summation=False,
         ).detach()  # fmt: skip
         # captum gives α_d h_dp; α by least squares over the patches, which is exact.

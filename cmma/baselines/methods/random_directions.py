@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from cmma.baselines.config import RANDOM
 from cmma.baselines.ground import Ground
 from cmma.baselines.methods.base import DictionaryMethod
 from cmma.sae.architectures.registry import build_sae
 from cmma.sae.config import preset
 
-NAME = "random directions"
-
 
 def random_directions(ground: Ground, n_units: int) -> DictionaryMethod:
     """As many random units as the dictionary has, sparse by their bias."""
     sae = build_sae(preset("standard", n_latents=n_units), ground.reader.width, ground.standardiser, ground.config.seed)
-    return DictionaryMethod(NAME, ground, sae.to(ground.model.device))
+    return DictionaryMethod(RANDOM, ground, sae.to(ground.standardiser.mean_MD.device))

@@ -21,7 +21,7 @@ from cmma.mitigation.spoken import MentionReadout
 class Shapley(DirectionMethod):
     """φ_p of each patch: its mean effect on the output over orders in which patches come in; absent = mean token.
 
-    The explained outputs are those of the gradients. The direction of an output is Σ_p φ_p (h_p - mean): where the
+    The explained outputs are those of the gradients, where the caption says them. The direction of an output is Σ_p φ_p (h_p - mean): where the
     patches lie that speak for it.
     """
 
@@ -50,7 +50,8 @@ class Shapley(DirectionMethod):
         return self._concepts(self.ground.selection)
 
     def _concepts(self, images: Images) -> np.ndarray:
-        return self._values(images.queries, images.records_IPD, PhraseCounts(self.ground.model, images.labels.names))
+        readout = PhraseCounts(self.ground.model, images.labels.names)
+        return self._values(images.queries, images.records_IPD, readout) * images.said_IC[:, None]
 
     def _direction(self, values_NPC: np.ndarray, records_NPD: Tensor) -> Tensor:
         offset_NPD = records_NPD - self.ground.baseline_D
