@@ -94,7 +94,7 @@ class IntegratedGradients(GradientMethod):
         baseline_BPD = self.ground.baseline_D.expand_as(records_BPD)
         gradient_BPD = CaptumIntegratedGradients(output, multiply_by_inputs=False).attribute(
             records_BPD, baseline_BPD, target=target, n_steps=self.ground.config.ig_steps,
-            additional_forward_args=(row_B,),
+            additional_forward_args=(row_B,), internal_batch_size=2 * self.ground.config.batch_size,
         )  # fmt: skip
         return gradient_BPD.detach(), (gradient_BPD * (records_BPD - baseline_BPD)).sum(-1).detach()
 

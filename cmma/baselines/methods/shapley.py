@@ -21,8 +21,8 @@ from cmma.mitigation.spoken import MentionReadout
 class Shapley(DirectionMethod):
     """φ_p of each patch: its mean effect on the output over orders in which patches come in; absent = mean token.
 
-    The explained outputs are those of the gradients, where the caption says them. The direction of an output is Σ_p φ_p (h_p - mean): where the
-    patches lie that speak for it.
+    The explained outputs are those of the gradients, where the caption says them. The direction of an output is
+    Σ_p φ_p (h_p - mean): where the patches lie that speak for it.
     """
 
     def __init__(self, ground: Ground) -> None:
