@@ -13,6 +13,7 @@ from cmma.stages.table import STAGES
 STAGE_HELP = {name: spec.help for name, spec in STAGES.items()} | {
     "import-sae": "take a dictionary that was trained elsewhere, in place of train-sae: cmma import-sae source=FOLDER",
     "run": "the whole chain, skipping what is done",
+    "tables": "the paper's tables, from what exists and what is missing made: cmma tables name=table1,phases",
     "benchmark": "score methods against known truth: cmma benchmark task=planted method=msae,topk",
 }
 TOOL_HELP = {

@@ -239,6 +239,21 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class TablesConfig:
+    """What `cmma tables` writes; never part of a key.
+
+    Attributes:
+        name: tables; empty = all of them.
+        scale: a file of conf/tables/: the runs behind them.
+        make: make what is missing; else a cell without its artifact says which command would.
+    """
+
+    name: list[str] = field(default_factory=list)
+    scale: str = "toy"
+    make: bool = True
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole tree.
 
@@ -268,6 +283,7 @@ class Config:
     paths: PathsConfig = field(default_factory=PathsConfig)
     run: RunConfig = field(default_factory=RunConfig)
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+    tables: TablesConfig = field(default_factory=TablesConfig)
     layer: int | None = None
     seed: int = 0
 

@@ -22,6 +22,7 @@ _FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "-
 # Stage → (section, the keys of it that may be written without the section).
 _SHORT_WORDS = {
     "benchmark": ("benchmark", ("task", "method")), "import-sae": ("imported", ("source", "subfolder", "revision")),
+    "tables": ("tables", ("name", "scale")),
 }
 
 
@@ -113,6 +114,10 @@ def _run(stage: str, jobs: list[Job]) -> None:
             from cmma.stages.benchmark import run
 
             run(config)
+        elif stage == "tables":
+            from cmma.stages.tables import run_tables
+
+            run_tables(config, words)
         elif stage == "run":
             from cmma.stages.chain import run_chain
 
@@ -126,12 +131,12 @@ def _run(stage: str, jobs: list[Job]) -> None:
 
 
 def _full_word(stage: str, word: str) -> str:
-    """A short word in full. A comma in `method=` makes a list and no sweep."""
+    """A short word in full. A comma in `method=` or `name=` makes a list and no sweep."""
     key, equals, value = word.partition("=")
     section, short = _SHORT_WORDS.get(stage, ("", ()))
     if not equals or key not in short:
         return word
-    if key == "method":
+    if key in ("method", "name"):
         value = f"[{value.strip('[]')}]"
     return f"{section}.{key}={value}"
 

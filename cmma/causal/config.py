@@ -10,6 +10,7 @@ from cmma.causal.method_configs import (
     AttributionConfig,
     ConstraintWindowConfig,
     CrossAttentionMapsConfig,
+    FactorSwapConfig,
     HeadTextConfig,
     KnockoutConfig,
     LogitLensConfig,
@@ -25,7 +26,7 @@ REPLACEMENTS = ("pair", *COUNTERFACTUAL_SETS)
 TRACE_METHODS = (
     "noise", "semantic_pair", "token_replacement", "knockout", "attribution", "sae_attribution", "logit_lens",
     "cross_attention_maps", "prompt_swap", "head_text", "sparse_concepts", "constraint_window", "universal_heads",
-    "corruptions",
+    "corruptions", "factor_swap",
 )  # fmt: skip
 WITH_DICTIONARY: tuple[str, ...] = ("sae_attribution",)
 """Methods that look at the features of a dictionary; the others need none."""
@@ -88,7 +89,7 @@ class TraceConfig:
         correct_only: keep the cases that the model answers right before corruption.
         rows_per_forward: cells that share one forward pass; changes the speed, not the result.
         noise: the corruption of method `noise`; `corruptions` takes its number of draws and its site.
-        constraint_window, universal_heads: options of those methods.
+        constraint_window, universal_heads, factor_swap: options of those methods.
         knockout: of method `knockout`, which also reads split, layers (centres of its windows), readout (`auto` =
             first_token_probability), max_samples, correct_only and rows_per_forward.
         attribution: of method `attribution`, which reads of the others what its corruption reads.
@@ -125,6 +126,7 @@ class TraceConfig:
     sparse_concepts: SparseConceptsConfig = field(default_factory=SparseConceptsConfig)
     constraint_window: ConstraintWindowConfig = field(default_factory=ConstraintWindowConfig)
     universal_heads: UniversalHeadsConfig = field(default_factory=UniversalHeadsConfig)
+    factor_swap: FactorSwapConfig = field(default_factory=FactorSwapConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:

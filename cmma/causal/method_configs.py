@@ -261,3 +261,20 @@ class UniversalHeadsConfig:
                 f"trace.universal_heads.min_tasks={self.min_tasks} must lie between 0 and the number of tasks, "
                 f"{len(self.tasks)}"
             )
+
+
+@dataclass(frozen=True)
+class FactorSwapConfig:
+    """The changed object's patches taken from the other image of a pair.
+
+    Attributes:
+        differing: questions per pair whose answer is another on the other image, at most; they should flip.
+        agreeing: questions per pair whose answer is the same on both, at most; they should not change.
+    """
+
+    differing: int = 3
+    agreeing: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("differing", "agreeing"):
+            positive(f"trace.factor_swap.{name}", getattr(self, name))

@@ -45,7 +45,7 @@ class ControlConfig:
     dimensions: list[str] = field(default_factory=lambda: list(DIMENSIONS))
     n_selection: int = 200
     max_samples: int = 200
-    n_tuning: int = 24
+    n_tuning: int = 64
     tokens: str = "auto"
     n_features: list[int] = field(default_factory=lambda: [32, 128])
     strengths: list[float] = field(default_factory=lambda: [1.0, 1.5, 2.0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cmma.config import Config
 
-_OF_QUESTIONS = ("constraint_window", "universal_heads", "corruptions")
+_OF_QUESTIONS = ("constraint_window", "universal_heads", "corruptions", "factor_swap")
 _OF_PAIRS = ("semantic_pair", "token_replacement", *_OF_QUESTIONS)
 _OF_MADE_IMAGES = ("cross_attention_maps", "prompt_swap")
 _OF_CLIP = ("head_text", "sparse_concepts")

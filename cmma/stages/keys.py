@@ -52,6 +52,11 @@ class Keys:
         self._reported = dict(reported or {})
         self._sections: dict[str, Any] = {}
 
+    @property
+    def configuration(self) -> Config:
+        """Whose keys they are."""
+        return self._config
+
     def key(self, stage: str) -> str:
         """The artifact key of a stage. Raises DataError when the data set or the model is not there."""
         return artifact_key(stage, STAGES[stage].version, self.config(stage), self.parents(stage))

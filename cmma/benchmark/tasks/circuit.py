@@ -48,7 +48,7 @@ class CircuitTask(Task):
 
     def world(self, seed: int) -> CircuitWorld:
         """A circuit over fresh samples of its own world."""
-        samples = plant(replace(CODES, seed=seed), "test", 0, self.scaled(96, 16))
+        samples = plant(replace(CODES, seed=seed), "test", 0, self.scaled(200, 16))
         codes_NA = sample_codes(samples.codes_NMA, samples.atoms)
         config = replace(self.config.circuit, seed=seed)
         circuit = plant_circuit(config, codes_NA)

@@ -11,6 +11,7 @@ import torch
 
 from cmma.causal.config import TraceConfig
 from cmma.causal.findings import Dictionary, Findings
+from cmma.causal.patch_maps import patch_maps
 from cmma.causal.result import PatchResult
 from cmma.causal.tracing import trace
 from cmma.data.samples import Sample
@@ -29,9 +30,12 @@ def run(
 ) -> Findings:
     """Layers × positions map of recovered effect (of single heads: layers × heads, one map per position group).
 
+    With `trace.image_positions=each` also maps of single patches over the first images.
+
     Summary: counts, total effect, the strongest cell.
     """
     result = trace(model, samples, config)
+    gallery, pictures = patch_maps(result, samples)
     cells = result.summary(seed=config.seed)
     strongest = cells.loc[cells["effect"].abs().idxmax()] if cells["effect"].notna().any() else None
     return Findings(
@@ -46,7 +50,11 @@ def run(
             "score_CRG": torch.from_numpy(result.score_CRG), "low_C": torch.from_numpy(result.low_C),
             "high_C": torch.from_numpy(result.high_C),
         },
-        figures=recovery_maps(result, cells, f"{config.method.replace('_', ' ')}: restored {MODULES[config.module]}"),
+        figures=(
+            *recovery_maps(result, cells, f"{config.method.replace('_', ' ')}: restored {MODULES[config.module]}"),
+            *gallery,
+        ),
+        images=pictures,
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ _MODULES = {
     "constraint_window": "constraint_window",
     "universal_heads": "universal_heads",
     "corruptions": "corruptions",
+    "factor_swap": "factor_swap",
 }
 
 

@@ -1,0 +1,96 @@
+"""The runs behind the tables of the paper: read from conf/tables/SCALE.yaml, composed, and brought into being."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from cmma.artifacts.store import Artifact
+from cmma.config import Config, config_dir, load_group, schema, to_config
+from cmma.console import warn
+from cmma.errors import CmmaError, ConfigError
+from cmma.stages.keys import Keys
+from cmma.stages.runner import outputs_folder, run_stage
+from cmma.stages.sweep import run_sweep
+from cmma.stages.table import STAGES
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One artifact that a table needs.
+
+    Attributes:
+        values: what sets it apart from the others of its run (`model`, `seed`).
+        stage: that makes it. words: the overrides of its configuration.
+    """
+
+    values: Mapping[str, Any]
+    stage: str
+    words: tuple[str, ...]
+    config: Config
+
+    @property
+    def artifact(self) -> Artifact:
+        """Its place; perhaps not finished. Raises DataError when the data set or the model is not there."""
+        return Artifact(outputs_folder(self.config), self.stage, Keys(self.config).key(self.stage))
+
+
+def read_plan(scale: str, words: Sequence[str]) -> dict[str, list[Wanted]]:
+    """Every run of a scale, composed.
+
+    Args:
+        scale: a file of conf/tables/.
+        words: overrides for all of them, after their own: where results go, how work is launched.
+
+    Raises:
+        ConfigError: no such scale, or an override that does not fit.
+    """
+    plan = load_group("tables", scale)
+    return {name: list(_combinations(name, run, plan["common"], words)) for name, run in plan["runs"].items()}
+
+
+def _combinations(
+    name: str, run: Mapping[str, Any], common: Sequence[str], typed: Sequence[str]
+) -> Iterator[Wanted]:
+    """One `Wanted` per combination of the sweep. `own` holds the further words of single models."""
+    stage, sweep, own = run["stage"], run.get("sweep", {}), run.get("own", {})
+    if stage not in STAGES:
+        raise ConfigError(f"conf/tables: run {name} names a stage {stage!r}; valid: {', '.join(STAGES)}")
+    for combination in product(*sweep.values()):
+        values = dict(zip(sweep, combination, strict=True))
+        swept = [f"{key}={value}" for key, value in values.items()]
+        words = (*common, *run.get("with", []), *own.get(values.get("model"), []), *swept, *typed)
+        yield Wanted(values, stage, words, _composed(stage, words))
+
+
+def _composed(stage: str, words: Sequence[str]) -> Config:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+
+    ConfigStore.instance().store(name="schema", node=schema())
+    GlobalHydra.instance().clear()  # the command's own has done its work
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return to_config(compose(stage, list(words)))
+
+
+def bring(wanted: Sequence[Wanted]) -> None:
+    """Make what is missing, stage by stage; dictionaries that differ by their seed train on one reading.
+
+    What fails is said in one line, and the others are made.
+    """
+    jobs: dict[str, dict[str, tuple[Config, Sequence[str]]]] = {stage: {} for stage in STAGES}
+    for each in wanted:
+        keys = Keys(each.config)
+        for other in keys.others(each.stage).values():
+            jobs[other.stage].setdefault(other.keys.key(other.stage), (other.keys.configuration, each.words))
+        for stage in (*keys.ancestors(each.stage), each.stage):
+            jobs[stage].setdefault(keys.key(stage), (each.config, each.words))
+    for stage, some in jobs.items():
+        for job in [list(some.values())] if stage == "train-sae" and some else [[one] for one in some.values()]:
+            try:
+                run_sweep(job) if stage == "train-sae" else run_stage(stage, *job[0])
+            except CmmaError as error:
+                warn(f"{stage}: {error}")
