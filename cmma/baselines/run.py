@@ -17,6 +17,7 @@ from cmma.baselines.measures import Measure, Metric, measure_table
 from cmma.baselines.methods.base import Method
 from cmma.baselines.methods.registry import build_methods
 from cmma.causal.intervening import divide
+from cmma.data.concepts import concept_words
 from cmma.data.samples import Sample
 from cmma.errors import ConfigError, DataError
 from cmma.features.concepts import sample_labels
@@ -110,7 +111,8 @@ def _concepts(samples: Sequence[Sample], config: BaselinesConfig) -> list[str]:
     """All attributes, and the most frequent whole objects, that enough of the samples carry and lack."""
     labels = sample_labels(samples, config.min_count)
     counts = dict(zip(labels.names, labels.truth_NC.sum(0), strict=True))
-    objects = sorted((name for name in counts if " " in name), key=lambda name: (-counts[name], name))
+    phrases = (name for name in counts if len(concept_words(name)) == len(name.split()) > 1)  # no AND, OR, NOT
+    objects = sorted(phrases, key=lambda name: (-counts[name], name))
     names = [name for name in counts if " " not in name] + objects[: config.n_objects]
     if not names:
         raise DataError(f"no concept is carried by {config.min_count} of the {len(samples)} selection images and "
