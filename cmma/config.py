@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from cmma.baselines.config import BaselinesConfig
 from cmma.benchmark.config import BenchmarkConfig
 from cmma.causal.config import InterventionConfig, TraceConfig
 from cmma.checks import at_least, one_of
@@ -274,6 +275,7 @@ class Config:
     phases: PhasesConfig = field(default_factory=PhasesConfig)
     mitigation: MitigationConfig = field(default_factory=MitigationConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
+    baselines: BaselinesConfig = field(default_factory=BaselinesConfig)
     cmig: CMIGConfig = field(default_factory=CMIGConfig)
     metric: MetricConfig = field(default_factory=MetricConfig)
     sae_metric: SAEMetricConfig = field(default_factory=SAEMetricConfig)

@@ -58,11 +58,15 @@ class Outcome:
 
 
 def control(
-    model: MultimodalModel, sae: SparseAutoencoder, layer: int, samples: Sequence[Sample], config: ControlConfig
-) -> Outcome:
+    model: MultimodalModel, sae: SparseAutoencoder, layer: int, samples: Sequence[Sample], config: ControlConfig,
+    conditions: Sequence[str] = CONDITIONS,
+) -> Outcome:  # fmt: skip
     """Change one factor of each scene by dictionary features, on samples that nothing was chosen on.
 
     Only samples whose result shows their scene before any change are used: success could not be told otherwise.
+
+    Args:
+        conditions: of `CONDITIONS`, those that are measured.
 
     Raises:
         ConfigError: the model makes neither images nor captions. DataError: the samples are no scenes.
@@ -91,7 +95,7 @@ def control(
         tried += [{"factor": factor, **row} for row in rows]
         best = max(rows, key=lambda row: row["score"])
         settings[factor] = Setting(*(best[name] for name in ("tokens", "n_features", "strength", "start")))
-        measured += _measure(maker, contrasts[settings[factor].tokens], before, trials, settings[factor])
+        measured += _measure(maker, contrasts[settings[factor].tokens], before, trials, settings[factor], conditions)
     return Outcome(
         measured, pd.DataFrame(tried), settings,
         {"selection": len(choosing), "measurement": len(measuring)},
@@ -137,19 +141,27 @@ def _tune(
 
 
 def _measure(
-    maker: Maker, contrast: Contrasts, before: Mapping[str, Made], trials: Sequence[Trial], setting: Setting
-) -> list[Measured]:
-    """The trials under every condition."""
+    maker: Maker, contrast: Contrasts, before: Mapping[str, Made], trials: Sequence[Trial], setting: Setting,
+    conditions: Sequence[str],
+) -> list[Measured]:  # fmt: skip
+    """The trials under every condition that is asked for."""
     config = maker.config
     features = [contrast.features(trial, setting.n_features) for trial in trials]
-    others = [matched_features(contrast.density_K, list(some), config.n_controls, config.seed) for some in features]
-    runs = [(FEATURES, 0, _edited(maker, contrast, before, trials, features, setting))]
+    runs: list[tuple[str, int, list[Made]]] = []
+    if FEATURES in conditions:
+        runs.append((FEATURES, 0, _edited(maker, contrast, before, trials, features, setting)))
+    others = []
+    if RANDOM_FEATURES in conditions:
+        others = [matched_features(contrast.density_K, list(some), config.n_controls, config.seed) for some in features]
     for draw in range(config.n_controls):
-        matched = [tuple(draws[draw]) for draws in others]
-        runs.append((RANDOM_FEATURES, draw, _edited(maker, contrast, before, trials, matched, setting)))
-        seed = config.seed * config.n_controls + draw
-        runs.append((RANDOM_DIRECTION, draw, _edited(maker, contrast, before, trials, features, setting, seed)))
-    runs.append((CHANGED_INPUT, 0, maker.changed(trials)))
+        if RANDOM_FEATURES in conditions:
+            matched = [tuple(draws[draw]) for draws in others]
+            runs.append((RANDOM_FEATURES, draw, _edited(maker, contrast, before, trials, matched, setting)))
+        if RANDOM_DIRECTION in conditions:
+            seed = config.seed * config.n_controls + draw
+            runs.append((RANDOM_DIRECTION, draw, _edited(maker, contrast, before, trials, features, setting, seed)))
+    if CHANGED_INPUT in conditions:
+        runs.append((CHANGED_INPUT, 0, maker.changed(trials)))
     return [
         Measured(trial, condition, draw, before[trial.sample.key], after,
                  judge(before[trial.sample.key].facts, after.facts, trial))

@@ -29,7 +29,7 @@ def tables(inputs: ReportInputs) -> dict[str, Table]:
                 references.PHASES, inputs.phases, inputs.commands.get("phases", "")),
         _beside("consistency", "Semantic consistency: change of the CLIP-Score under amplification (paper, 5.5.2)",
                 references.CONSISTENCY, inputs.consistency, inputs.commands.get("consistency", "")),
-        control(inputs),
+        control(inputs), baselines(inputs),
         _beside("interpretability", "Human interpretability assessment (paper, 5.6)",
                 references.INTERPRETABILITY, inputs.interpretability, inputs.commands.get("human-study", "")),
     ]
@@ -149,6 +149,20 @@ def control(inputs: ReportInputs) -> Table:
                  Row(f"{dimension} (paper)", tuple(paper.values()), "paper")]
     return Table("control", "Controllable generation (paper, Table 2)",
                  ("control dimension", *references.CONTROL_COLUMNS), tuple(rows))
+
+
+def baselines(inputs: ReportInputs) -> Table:
+    """M-SAE and every baseline in the three comparisons; who wins a column is said in its cell."""
+    command = inputs.commands.get("baselines", "")
+    columns = list(dict.fromkeys(metric for cells in inputs.baselines.values() for metric in cells)) or ["all"]
+    rows = [
+        Row(method, tuple(cells.get(metric, _NO_REFERENCE) for metric in columns), "control" if control else "ours")
+        for method, cells in inputs.baselines.items() for control in [method in inputs.baseline_controls]
+    ] or [Row("M-SAE and six baselines", (missing(command),))]
+    return Table("baselines", "M-SAE beside six baselines on equal images, labels and records", ("method", *columns),
+                 tuple(rows), "Wins: its interval lies apart from those of all other methods. Beats, below: by the "
+                 "interval of the paired difference. Winners are named for detection, overlap, hallucination and "
+                 "success; the rest says what these cost. n/a: not applicable.")
 
 
 def _by_condition(

@@ -75,6 +75,7 @@ class ReportInputs:
             "random direction"), readout, effect, low, high, kind, n, d, p, artifact`.
         hallucination: relative change in percent by the names of `references.HALLUCINATION`.
         consistency: by the names of `references.CONSISTENCY`. control: Table 2, dimension → column → cell.
+        baselines: method → column → cell. baseline_controls: those of them that are controls or ceilings.
         interpretability: by the names of `references.INTERPRETABILITY`.
         evaluation: condition (split, with or without intervention) → metric → cell.
         pairs: condition (the dictionary, its floors and controls) → metric of image–text pairs → cell.
@@ -105,6 +106,8 @@ class ReportInputs:
     hallucination: Mapping[str, Cell] = field(default_factory=dict)
     consistency: Mapping[str, Cell] = field(default_factory=dict)
     control: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)
+    baselines: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)
+    baseline_controls: Sequence[str] = ()
     interpretability: Mapping[str, Cell] = field(default_factory=dict)
     evaluation: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)
     pairs: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)

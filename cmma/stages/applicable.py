@@ -12,7 +12,7 @@ _OF_CLIP = ("head_text", "sparse_concepts")
 
 def not_applicable(stage: str, config: Config) -> str | None:
     """Why a stage cannot mean anything for this model and data; None when it can."""
-    find = {"trace": _trace, "mitigate": _mitigate, "control": _control}.get(stage)
+    find = {"trace": _trace, "mitigate": _mitigate, "control": _control, "baselines": _mitigate}.get(stage)
     return find(config) if find else None
 
 

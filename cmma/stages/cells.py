@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from cmma.artifacts.store import Artifact
+from cmma.baselines.config import RANDOM
 from cmma.report.tables import Cell
 from cmma.stages.mitigate import hallucination_changes
 
@@ -65,6 +66,38 @@ def control_cells(artifact: Artifact) -> dict[str, dict[str, Cell]]:
                 digits=1 if percent else 2, artifact=artifact.key,
             )
     return found
+
+
+# Metrics of the comparison with baselines that have a column: unit and decimals.
+_BASELINE_METRICS = {
+    "detection AUROC": ("", 3), "mask IoU": ("", 3), "object hallucination, change in %": ("%", 1),
+    "recall, change in points": ("", 1), "success": ("", 2), "precision": ("", 2),
+}
+_CEILING = ", changed input"
+
+
+def baseline_cells(artifact: Artifact) -> tuple[dict[str, dict[str, Cell]], list[str]]:
+    """Every method's headline numbers, with the verdict against M-SAE and the winner of each column.
+
+    Also which of the rows are a control or a ceiling.
+    """
+    found: dict[str, dict[str, Cell]] = {}
+    controls = {RANDOM: True}
+    for row in artifact.read_table("baselines.parquet").to_dict("records"):
+        metric = row["metric"].removesuffix(_CEILING)
+        if metric not in _BASELINE_METRICS:
+            continue
+        if metric != row["metric"]:
+            controls[row["method"]] = True
+        unit, digits = _BASELINE_METRICS[metric]
+        value, low, high = (None if pd.isna(row[k]) else row[k] for k in ("value", "low", "high"))
+        remark = "; ".join(part for part in ("wins" if row["winner"] else "", row["verdict"], row["kind"]) if part)
+        found.setdefault(row["method"], {})[metric] = (
+            Cell("n/a", kind=row["reason"], artifact=artifact.key) if row["reason"]
+            else Cell("undefined" if value is None else value, low, high, kind=remark, n=int(row["n"]), unit=unit,
+                      digits=digits, artifact=artifact.key)
+        )
+    return found, list(controls)
 
 
 def network_cells(graph: Artifact) -> dict[str, Cell]:

@@ -68,7 +68,8 @@ class Keys:
         return direct | self._reported if stage == "report" else direct
 
     def others(self, stage: str) -> dict[str, Other]:
-        """What a stage reads of other configurations: later layers of a graph, every layer of the models of phases."""
+        """What a stage reads of other configurations: later layers of a graph, every layer of the models of phases, the
+        standard SAE beside M-SAE."""
         config = self._config
         if stage == "build-cmig":
             return {
@@ -76,6 +77,11 @@ class Keys:
                     "train-sae", Keys(dataclasses.replace(config, layer=layer)), f"cmma train-sae layer={layer}")
                 for layer in config.cmig.to_layers
             }
+        if stage == "baselines" and "standard_sae" in config.baselines.methods:
+            sae = dataclasses.replace(config.sae, arch="standard", lambda2=0.0, lambda3=0.0)
+            own = dataclasses.replace(config, sae=sae, imported=ImportConfig())
+            command = "cmma train-sae sae.arch=standard sae.lambda2=0 sae.lambda3=0 imported.source=''"
+            return {"train-sae:standard": Other("train-sae", Keys(own), command)}
         found: dict[str, Other] = {}
         for spec in phase_models(config) if stage == "phases" else []:
             layers = list(range(spec.n_layers))

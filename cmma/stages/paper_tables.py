@@ -6,7 +6,7 @@ A cell whose artifact is not there says which command makes it; means over seeds
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -17,7 +17,14 @@ from cmma.report import comparison, references
 from cmma.report.inputs import ReportInputs
 from cmma.report.tables import Cell, Row, Table, missing, text_cell
 from cmma.stages.benchmark import results_folder
-from cmma.stages.cells import consistency_cells, control_cells, hallucination_cells, network_cells, phases_cells
+from cmma.stages.cells import (
+    baseline_cells,
+    consistency_cells,
+    control_cells,
+    hallucination_cells,
+    network_cells,
+    phases_cells,
+)
 from cmma.stages.tables_plan import Wanted
 from cmma.statistics.student import student_mean
 
@@ -153,6 +160,16 @@ def ablation(runs: Runs, command: str) -> list[Table]:
     return tables
 
 
+def baselines(runs: Runs, command: str) -> list[Table]:
+    """M-SAE beside six baselines, once for every model."""
+    tables = []
+    for model, own in _by_model(runs).items():
+        found, controls = baseline_cells(own[0].artifact) if _finished(own) else ({}, [])
+        inputs = ReportInputs(baselines=found, baseline_controls=controls, commands={"baselines": command})
+        tables.append(replace(comparison.baselines(inputs), name=f"baselines-{model}"))
+    return tables
+
+
 TABLES: Mapping[str, PaperTable] = {
     "table1": PaperTable("specialisation", specialisation),
     "table2": PaperTable("control", control),
@@ -161,6 +178,7 @@ TABLES: Mapping[str, PaperTable] = {
     "phases": PaperTable("phases", phases),
     "cmig": PaperTable("graph", graph),
     "ablation": PaperTable("ablation", ablation),
+    "baselines": PaperTable("baselines", baselines),
 }
 
 

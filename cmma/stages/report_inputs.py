@@ -15,6 +15,7 @@ from cmma.data.tars import load_samples
 from cmma.figures import Gallery, from_json
 from cmma.report.inputs import ArtifactRef, ReportInputs, Shown
 from cmma.stages.cells import (
+    baseline_cells,
     by_condition,
     consistency_cells,
     control_cells,
@@ -48,7 +49,7 @@ def gather(config: Config, parents: Mapping[str, Artifact], overrides: Sequence[
         },
         "causal": [
             shown for name, artifact in parents.items()
-            if name.startswith(("trace:", "intervene:", "mitigate", "control"))
+            if name.startswith(("trace:", "intervene:", "mitigate", "control", "baselines"))
             for shown in _figures(artifact)
         ],
     }
@@ -77,6 +78,8 @@ def gather(config: Config, parents: Mapping[str, Artifact], overrides: Sequence[
         parts["consistency"] = consistency_cells(amplified)
     if "control" in parents and parents["control"].path("control.parquet").is_file():
         parts["control"] = control_cells(parents["control"])
+    if "baselines" in parents:
+        parts["baselines"], parts["baseline_controls"] = baseline_cells(parents["baselines"])
     if "evaluate" in parents:
         parts["evaluation"] = evaluation_cells(parents["evaluate"])
     return ReportInputs(title=f"{config.model.name}: cross-modal mechanistic analysis", **parts)

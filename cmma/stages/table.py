@@ -61,6 +61,12 @@ STAGES: dict[str, StageSpec] = {
         ("train-sae",),
         chained=False,
     ),
+    "baselines": StageSpec(
+        "M-SAE beside six baselines: interpretability, hallucination, control",
+        ("baselines",),
+        ("train-sae",),
+        chained=False,
+    ),
     "build-cmig": StageSpec(
         "measure feature interactions and build the cross-modal graph", ("cmig",), ("interpret",), version=2,
         parallel=True,
@@ -87,6 +93,6 @@ STAGES: dict[str, StageSpec] = {
 
 # What the report shows when it exists; it waits for none of them.
 REPORTED = (
-    "cache-activations", "train-sae", "interpret", "trace", "intervene", "control", "mitigate", "build-cmig",
-    "phases", "evaluate-sae", "evaluate",
+    "cache-activations", "train-sae", "interpret", "trace", "intervene", "control", "mitigate", "baselines",
+    "build-cmig", "phases", "evaluate-sae", "evaluate",
 )
