@@ -50,7 +50,7 @@ def joined(
             the end of the tower.
         batch: names of the model's inputs are taken from it; of each the first row is used.
         prefix: keys and values of the positions before those of the pass, and which of their rows each row of the
-            pass follows.
+            pass follows. What is read are then the columns from the end of the prompt on.
     """
     blocks = blocks_of(model, tower)
     below, last = 0, len(blocks) - 1
@@ -63,6 +63,9 @@ def joined(
             active = below + (0 if joining is None else len(joining))
             stack.enter_context(replaced_forward(block, _grown(block.forward, below, joining, active, ending)))
             below = active
+        if prefix is not None and (site := f"{tower}{last}.mlp_out") in model.site_names():
+            mlp = model.site(site).module
+            stack.enter_context(replaced_forward(mlp, _from_column(mlp.forward, int(batch.prompt_end.min()))))
         yield
 
 
@@ -85,6 +88,17 @@ def _grown(block: Any, below: int, joining: Tensor | None, active: int, ending: 
         if active:
             hidden = block(hidden, *args, **kwargs)
         return hidden if ending is None else torch.cat([hidden[:active], ending.to(hidden.device)])
+
+    return forward
+
+
+def _from_column(mlp: Any, first: int) -> Any:
+    """An MLP on the columns from `first` on alone: of the last block nobody reads the others."""
+
+    def forward(hidden: Tensor) -> Tensor:
+        out = torch.zeros_like(hidden)
+        out[:, first:] = mlp(hidden[:, first:])
+        return out
 
     return forward
 
