@@ -134,7 +134,7 @@ def open_parents(
     if name == "report":
         shown = {
             label: Artifact(root, stage, Keys(variant).key(stage))
-            for stage in REPORTED for label, variant in variants(stage, config, overrides)
+            for stage in REPORTED for label, variant in variants(stage, config, overrides, every=True)
         }
         found |= {label: artifact for label, artifact in shown.items() if artifact.finished}
         keys = Keys(config, reported={label: artifact.key for label, artifact in found.items()})

@@ -13,8 +13,12 @@ from cmma.config import Config, config_dir, load_group, schema, to_config
 _GROUPS = {"trace": ("trace", "traces"), "intervene": ("intervention", "interventions")}
 
 
-def variants(stage: str, config: Config, overrides: Sequence[str] = ()) -> Iterator[tuple[str, Config]]:
-    """Name and configuration of every variant of a stage; a stage without variants has one, of its own name.
+def variants(
+    stage: str, config: Config, overrides: Sequence[str] = (), every: bool = False
+) -> Iterator[tuple[str, Config]]:
+    """Name and configuration of the listed variants of a stage; a stage without variants has one, of its own name.
+
+    With `every`, of all files of the group, and of what is listed beside them.
 
     A variant is its file in the group on top of what the configuration says of the keys that no file of the group sets,
     with the user's own `group.key=value` overrides on top of both.
@@ -31,6 +35,7 @@ def variants(stage: str, config: Config, overrides: Sequence[str] = ()) -> Itera
     chosen = dataclasses.asdict(config)
     for key in {key for content in files.values() for key in content}:
         del chosen[group][key]  # what sets variants apart goes back to its default; the rest is common to all
-    for name in getattr(config.run, listed):
+    names = getattr(config.run, listed)
+    for name in dict.fromkeys([*names, *files]) if every else names:
         own = {group: files[name] if name in files else load_group(group, name)}
         yield f"{stage}:{name}", to_config(OmegaConf.merge(schema(), chosen, own, typed))

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from cmma.causal.config import InterventionConfig
-from cmma.config import Config, load_group, schema, to_config
+from cmma.config import Config, config_dir, load_group, schema, to_config
 from cmma.errors import ConfigError
 from cmma.stages.variants import variants
 
@@ -27,6 +27,13 @@ def test_every_file_is_a_variant_that_equals_selecting_it():
     for name, variant in variants("trace", config):
         selected = composed(trace=load_group("trace", name.removeprefix("trace:")))
         assert variant.trace == selected.trace
+
+
+def test_the_report_asks_for_every_variant_once():
+    config = composed(run={"traces": ["noise"]})
+    names = [name for name, _ in variants("trace", config, every=True)]
+    assert names[0] == "trace:noise"
+    assert sorted(names) == sorted(f"trace:{path.stem}" for path in (config_dir() / "trace").glob("*.yaml"))
 
 
 def test_what_an_experiment_sets_holds_for_all_variants():
