@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from cmma.models import load_model
 from cmma.models.spec import ModelSpec
+
+
+@pytest.fixture(autouse=True, scope="module")
+def threads():
+    """A stage sets the number of threads of its process, and sums of other tests would end in another last bit."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
