@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cmma.config import load_group
 from cmma.models import load_model
-from cmma.models.spec import ModelSpec
+from cmma.models.spec import ModelSpec, model_folder
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -31,3 +32,11 @@ def tiny_clip():
     return load_model(
         ModelSpec(name="tiny clip", family="clip", weights="random", source="", architecture="clip-tiny", n_layers=4)
     )
+
+
+@pytest.fixture(scope="session")
+def toy():
+    """The trained LLaVA that ships with the package."""
+    if not list(model_folder("builtin:toy_llava").glob("*.safetensors")):
+        pytest.skip("toy_llava's weights are not here")
+    return load_model(ModelSpec(**load_group("model", "toy_llava")))

@@ -35,8 +35,8 @@ def patch_maps(
     picked = np.unique(np.linspace(0, len(result.rows) - 1, min(n_rows, len(result.rows))).round().astype(int))
     by_key = {sample.key: sample for sample in samples}
     gallery, pictures = [], {}
-    for number, key in enumerate(result.images[:n_images]):
-        effect_RG = result.effect_NRG[number][:, list(cells)]
+    effect_NRG = result.effect_NRG[:n_images, :, list(cells)]
+    for number, (key, effect_RG) in enumerate(zip(result.images, effect_NRG, strict=False)):
         peak = np.nanmax(np.abs(effect_RG)) or 1.0
         name = f"patches-{number}"
         pictures[name] = _square(by_key[key].image)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -35,7 +36,7 @@ class Wanted:
     words: tuple[str, ...]
     config: Config
 
-    @property
+    @cached_property
     def artifact(self) -> Artifact:
         """Its place; perhaps not finished. Raises DataError when the data set or the model is not there."""
         return Artifact(outputs_folder(self.config), self.stage, Keys(self.config).key(self.stage))

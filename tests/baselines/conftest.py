@@ -8,22 +8,12 @@ import torch
 
 from cmma.baselines.config import BaselinesConfig
 from cmma.baselines.ground import Ground, Images, images
-from cmma.config import load_group
 from cmma.features.concepts import Labels
-from cmma.models import load_model
-from cmma.models.spec import ModelSpec, model_folder
 from cmma.sae.records import TensorReader
 from cmma.sae.standardiser import Standardiser
 from cmma.testbed.generate import generate_samples
 
 LAYER, D = 1, 96
-
-
-@pytest.fixture(scope="session")
-def toy():
-    if not list(model_folder("builtin:toy_llava").glob("*.safetensors")):
-        pytest.skip("toy_llava's weights are not here")
-    return load_model(ModelSpec(**load_group("model", "toy_llava")))
 
 
 @pytest.fixture(scope="session")

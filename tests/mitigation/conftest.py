@@ -5,11 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cmma.config import load_group
 from cmma.hooks import Trace
 from cmma.mitigation.config import MitigationConfig
-from cmma.models import load_model
-from cmma.models.spec import ModelSpec, model_folder
 from cmma.sae.architectures.registry import build_sae
 from cmma.sae.config import SAEConfig
 from cmma.sae.records import TensorReader
@@ -26,13 +23,6 @@ def small():
         n_calibration=4, n_held_out=3, candidates=3, max_features=2, beam=2, strengths=[1.0], gammas=[0.05],
         alphas=[1.0], head_counts=[1], n_questions=4, n_controls=1, max_new_tokens=40, n_bootstrap=100, batch_size=8,
     )
-
-
-@pytest.fixture(scope="session")
-def toy():
-    if not list(model_folder("builtin:toy_llava").glob("*.safetensors")):
-        pytest.skip("toy_llava's weights are not here")
-    return load_model(ModelSpec(**load_group("model", "toy_llava")))
 
 
 @pytest.fixture(scope="session")
