@@ -1,10 +1,11 @@
 """Ablate sets of dictionary features at one layer, many sets per forward pass.
 
-Four things make it fast, none of them an approximation:
+Five things make it fast, none of them an approximation:
 - latents and the layer's activations are computed once per sample; an ablation only adds −Σ a_i f_i to them;
 - a feature that is silent on a sample changes nothing there, so only the distinct *effective* sets of a sample run;
 - rows (sample × set) fill whole batches, whatever sample they belong to;
-- a forward pass resumes at the layer: what lies below it cannot change.
+- a forward pass resumes at the layer: what lies below it cannot change;
+- in a causal tower it begins at the first token that is edited: keys and values of those before are the clean run's.
 
 Where one stream of the records reads another (`MultimodalModel.streams_apart`), the first three do not hold: what the
 question encoder holds, and which features are active there, depends on what was ablated in the image. Passes are whole
@@ -24,10 +25,11 @@ from torch import Tensor
 
 from cmma.causal.queries import Query
 from cmma.causal.readout import Readout
-from cmma.cmig.streams import MODALITIES, read_streams
+from cmma.cmig.streams import MODALITIES, Stream, read_streams
 from cmma.console import progress
 from cmma.hooks.edit import Edit, TokenEdit, Where
-from cmma.hooks.resume import AGREE, can_resume, inputs_above, resumed
+from cmma.hooks.joined import joined, keeping_prefix
+from cmma.hooks.resume import AGREE, BLOCK, can_resume, inputs_above, resumed
 from cmma.hooks.streams import splice
 from cmma.hooks.trace import Trace
 from cmma.models.base import Batch, MultimodalModel
@@ -50,6 +52,7 @@ class FeatureAblation:
     Attributes:
         resumes: whether passes start at the layer. Where a resumed clean pass does not reproduce the whole one, the
             whole network runs each time: slower, equally exact.
+        skips_prefix: whether they begin at the first edited token, likewise.
         active_BK: whether ablating a feature can change a sample.
         rows_run, rows_asked: forward rows computed so far, and those that one row per set and sample would have taken.
     """
@@ -72,18 +75,31 @@ class FeatureAblation:
         self._chosen = torch.as_tensor(self.features, device=model.device)
         self._directions_MKR = torch.stack([sae.directions(modality)[self._chosen] for modality in MODALITIES])
         self.rows_run = self.rows_asked = 0
-        every_B = torch.arange(len(queries), device=model.device)
-        with torch.no_grad(), Trace(model, [place.site for place in model.record_sites(layer)]) as acts:
+        sites = [place.site for place in model.record_sites(layer)]
+        with torch.no_grad(), Trace(model, sites) as acts:
             whole_B = readout(batch, queries)
         self._streams = read_streams(model, sae, layer, acts, batch, self.features, tokens)
         active_BK = torch.stack([stream.active_BK for stream in self._streams]).any(dim=0)
         self.active_BK = active_BK.cpu().numpy() if model.streams_apart else np.ones(active_BK.shape, dtype=bool)
-        self._batch, self.resumes = batch, False
+        self._batch, self.resumes, self.skips_prefix = batch, False, False
         if can_resume(model, layer):
             self._batch, self.resumes = inputs_above(model, layer, batch), True
-            again_B = self._run(every_B, torch.zeros(len(every_B), len(self.features), device=model.device))
-            if (again_B - whole_B).abs().max() > AGREE * whole_B.abs().max():
-                self._batch, self.resumes = batch, False
+            self.resumes = self._agrees(whole_B)
+        if self.resumes and (match := BLOCK.match(sites[0])) and match["tower"] == f"{model.prefix_stream}.layers.":
+            self._tower = match["tower"]
+            self._first_BK = _first_positions(self._streams[0]).cpu()
+            with torch.no_grad(), keeping_prefix(model) as self._prefix:
+                readout(batch, queries)
+            self.skips_prefix = True
+            self.skips_prefix = self._agrees(whole_B)
+        if not self.resumes:
+            self._batch = batch
+
+    def _agrees(self, whole_B: Tensor) -> bool:
+        """Whether clean passes, shortened as they now are, give what whole ones do."""
+        every_B = torch.arange(len(whole_B), device=self.model.device)
+        again_B = self._run(every_B, torch.zeros(len(every_B), len(self.features), device=self.model.device))
+        return bool((again_B - whole_B).abs().max() <= AGREE * whole_B.abs().max())
 
     def __call__(self, sets: Sequence[tuple[int, ...]]) -> NDArray[np.float64]:
         """Readout [sets, samples] with each set of features at zero; `()` is the clean run."""
@@ -95,7 +111,7 @@ class FeatureAblation:
         row_R, off_RK, slot_AB = self._effective(off_AK)
         values_R = torch.empty(len(row_R), dtype=torch.float64)
         with progress("Measuring interactions", total=len(row_R)) as bar:
-            for chunk_R in torch.arange(len(row_R)).split(self.rows_at_once):
+            for chunk_R in self._order(row_R, off_RK).split(self.rows_at_once):
                 rows, off = row_R[chunk_R].to(self.model.device), off_RK[chunk_R].to(self.model.device)
                 values_R[chunk_R] = self._run(rows, off).double().cpu()
                 bar.advance(len(chunk_R))
@@ -175,14 +191,36 @@ class FeatureAblation:
                 slopes_RK.index_add_(0, row_N, -(latents_NK * along_NK).to(slopes_RK.dtype))
         return slopes_RK
 
+    def _order(self, row_R: Tensor, off_RK: Tensor) -> Tensor:
+        """The order in which rows run: those together that begin at like positions."""
+        if not self.skips_prefix:
+            return torch.arange(len(row_R))
+        return self._first_of(row_R, off_RK).argsort(descending=True, stable=True)
+
+    def _first_of(self, row_R: Tensor, off_RK: Tensor) -> Tensor:
+        """The first position that each row edits, int64[R]; the number of positions where it edits none."""
+        end = self._streams[0].acts_BSD.shape[1]
+        return torch.where(off_RK.cpu() != 0, self._first_BK[row_R.cpu()], end).amin(dim=1)
+
     @torch.no_grad()
     def _run(self, row_R: Tensor, off_RK: Tensor) -> Tensor:
         batch, queries = self._batch.rows(row_R), [self.queries[row] for row in row_R.tolist()]
         if not self.model.streams_apart:
             with splice(self.model, self.layer, self._inside(off_RK)):
                 return self.readout(batch, queries)
+        if self.skips_prefix:
+            return self._run_after_prefix(batch, queries, row_R, off_RK)
         with self._given({stream.site: stream.ablated(row_R, off_RK) for stream in self._streams}):
             return self.readout(batch, queries)
+
+    def _run_after_prefix(self, batch: Batch, queries: Sequence[Query], row_R: Tensor, off_RK: Tensor) -> Tensor:
+        """The same from the first position that any row edits, or that the readout reads: the end of the prompt."""
+        start = min(int(self._first_of(row_R, off_RK).min()), int(batch.prompt_end.min()))
+        kept = [(keys[:, :, :start], values[:, :, :start]) for keys, values in self._prefix]
+        after = self.model.after_prefix(batch, start)
+        streams = {self.layer + 1: self._streams[0].ablated(row_R, off_RK, start)}
+        with joined(self.model, self._tower, streams, after, (kept, row_R.tolist())):
+            return self.readout(after, queries)
 
     @contextmanager
     def _given(self, edited: Mapping[str, Tensor]) -> Iterator[None]:
@@ -210,3 +248,10 @@ class FeatureAblation:
 
 def _put(acts_RSD: Tensor) -> TokenEdit:
     return TokenEdit(lambda _, __, where: acts_RSD[where.batch_index, where.position], tokens="every")
+
+
+def _first_positions(stream: Stream) -> Tensor:
+    """The first position at which each feature is active in each sample, int64[B, K]; their number where it is not."""
+    active_BSK = stream.latents_BSK != 0
+    end = active_BSK.shape[1]
+    return torch.where(active_BSK.any(dim=1), active_BSK.int().argmax(dim=1), end)

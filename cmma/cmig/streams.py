@@ -36,12 +36,15 @@ class Stream:
     directions_MKD: Tensor
     modality_BS: Tensor
 
-    def ablated(self, rows_R: Tensor, off_RK: Tensor) -> Tensor:
-        """Activations of samples `rows_R` without the features `off_RK` (1 = off): h + decode(a′) − decode(a)."""
-        removed_RSK = self.latents_BSK[rows_R] * off_RK[:, None]
-        acts_RSD = self.acts_BSD[rows_R]
+    def ablated(self, rows_R: Tensor, off_RK: Tensor, start: int = 0) -> Tensor:
+        """Activations of samples `rows_R` without the features `off_RK` (1 = off): h + decode(a′) − decode(a).
+
+        Of the positions from `start` on: [R, S − start, D].
+        """
+        removed_RSK = self.latents_BSK[rows_R, start:] * off_RK[:, None]
+        acts_RSD = self.acts_BSD[rows_R, start:]
         for modality, direction_KD in zip(MODALITIES, self.directions_MKD, strict=True):
-            here_RS1 = (self.modality_BS[rows_R] == modality)[..., None]
+            here_RS1 = (self.modality_BS[rows_R, start:] == modality)[..., None]
             acts_RSD = acts_RSD - ((removed_RSK * here_RS1) @ direction_KD).to(acts_RSD.dtype)
         return acts_RSD
 

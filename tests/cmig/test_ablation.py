@@ -64,6 +64,8 @@ def test_llava_equals_one_whole_pass_per_set_and_sample(tiny, dictionary, asked,
     np.testing.assert_allclose(measured, plain, atol=1e-5)
     assert np.abs(plain - plain[0]).max() > 1e-3  # the ablations do something
     assert ablation.resumes
+    assert ablation.skips_prefix
+    assert len(set(batch.prompt_end.tolist())) > 1  # the shorter prompts are padded
 
 
 def test_clip_equals_one_whole_pass_per_set_and_sample(tiny_clip, dictionary, scenes):
@@ -76,6 +78,7 @@ def test_clip_equals_one_whole_pass_per_set_and_sample(tiny_clip, dictionary, sc
     np.testing.assert_allclose(ablation(SETS), plain, atol=1e-5)
     assert np.abs(plain - plain[0]).max() > 1e-4
     assert ablation.resumes
+    assert not ablation.skips_prefix  # the towers are not causal from end to end
 
 
 def test_where_resuming_is_not_exact_the_whole_network_runs(tiny, dictionary, asked, monkeypatch):
@@ -87,6 +90,7 @@ def test_where_resuming_is_not_exact_the_whole_network_runs(tiny, dictionary, as
         patch.setattr(module, "inputs_above", lambda model, layer, batch: batch.rows([0] * len(queries)))
         fallen_back = FeatureAblation(*arguments)
     assert not fallen_back.resumes
+    assert not fallen_back.skips_prefix
     np.testing.assert_allclose(fallen_back(SETS), resumed_values, atol=1e-5)
 
 
