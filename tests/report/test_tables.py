@@ -11,7 +11,7 @@ import pytest
 from cmma.report import references
 from cmma.report.comparison import tables
 from cmma.report.inputs import ReportInputs
-from cmma.report.tables import Cell, Row, Table, missing, text_cell
+from cmma.report.tables import Cell, Row, Source, Table, missing, text_cell
 
 
 def sample_table() -> Table:
@@ -30,8 +30,34 @@ def test_markdown_names_interval_kind_and_command():
 def test_latex_escapes_special_characters():
     latex = sample_table().to_latex()
     assert r"\caption{A \& B. }" in latex
-    assert r"<script> & 0.50 $\pm$ 0.10 & 50\% \& \textbackslash{}more \\" in latex
-    assert r"a|b\_c & $-$3.1\% [$-$4.0, $-$2.5] & not measured \\" in latex
+    assert r"<script> & 0.50 $\pm$ 0.10$^{b}$ & 50\% \& \textbackslash{}more \\" in latex
+    assert r"a|b\_c & $-$3.1\% [$-$4.0, $-$2.5]$^{a}$ & not measured \\" in latex
+    assert r"$^{a}$ 95\% CI, n = 300; $^{b}$ SE; not measured: \texttt{cmma evaluate}." in latex
+
+
+def test_every_form_says_what_keys_seeds_and_devices_are_behind_a_cell():
+    """A mean over two artifacts beside a number of one, and a missing one that no command measures."""
+    table = Table("t", "t", ("", "x"), (
+        Row("mean", (Cell(0.5, artifact="aa11 bb22"),)), Row("single", (Cell(0.7, artifact="bb22"),)),
+        Row("people", (Cell(kind="needs people"),)),
+    ), sources=(Source("aa11", "interpret", "0", "cpu"), Source("bb22", "interpret", "1", "cuda")))
+    markdown = table.to_markdown()
+    assert "| mean | 0.50 <sup>1</sup> |" in markdown
+    assert "| people | not measured: needs people |" in markdown
+    both, one = "interpret aa11 bb22 (seeds 0, 1; cpu, cuda)", "interpret bb22 (seed 1; cuda)"
+    assert f"From <sup>1</sup> {both}; <sup>2</sup> {one}." in markdown
+    latex = table.to_latex()
+    assert r"mean & 0.50$^{1}$ \\" in latex
+    assert f"$^{{1}}$ {both}; $^{{2}}$ {one}." in latex
+    rows = list(csv.DictReader(io.StringIO(table.to_csv())))
+    assert [(row["artifact"], row["seeds"], row["device"]) for row in rows] == [
+        ("aa11 bb22", "0, 1", "cpu, cuda"), ("bb22", "1", "cuda"), ("", "", "")]
+    assert json.loads(table.to_json())["sources"][1] == {
+        "key": "bb22", "stage": "interpret", "seeds": "1", "device": "cuda"}
+    html = table.to_html("p.html#")
+    assert 'href="p.html#aa11_bb22"' in html
+    assert "seeds 0, 1; computed on cpu, cuda" in html
+    assert "not measured: needs people" in html
 
 
 def test_csv_keeps_full_precision_and_both_interval_kinds():
