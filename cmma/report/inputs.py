@@ -13,7 +13,7 @@ import pandas as pd
 from PIL import Image
 
 from cmma.figures import Figure
-from cmma.report.tables import Cell
+from cmma.report.tables import Cell, Table
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class ArtifactRef:
         parents: keys of the artifacts it was made from.
         resolved: its resolved configuration, YAML text.
         summary: its headline numbers, JSON-like.
+        device: what it was computed on.
     """
 
     stage: str
@@ -38,6 +39,7 @@ class ArtifactRef:
     parents: tuple[str, ...] = ()
     resolved: str = ""
     summary: Mapping[str, Any] = field(default_factory=dict)
+    device: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +78,6 @@ class ReportInputs:
         hallucination: relative change in percent by the names of `references.HALLUCINATION`.
         consistency: by the names of `references.CONSISTENCY`. control: Table 2, dimension → column → cell.
         baselines: method → column → cell. baseline_controls: those of them that are controls or ceilings.
-        interpretability: by the names of `references.INTERPRETABILITY`.
         evaluation: condition (split, with or without intervention) → metric → cell.
         pairs: condition (the dictionary, its floors and controls) → metric of image–text pairs → cell.
         spliced: condition (clean, the dictionary, controls and ablations) → metric and whose tokens → cell.
@@ -108,8 +109,51 @@ class ReportInputs:
     control: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)
     baselines: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)
     baseline_controls: Sequence[str] = ()
-    interpretability: Mapping[str, Cell] = field(default_factory=dict)
     evaluation: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)
     pairs: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)
     spliced: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)
     modality_histogram: Sequence[int] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Chapter:
+    """One table of the paper on the site of all tables.
+
+    Attributes:
+        name: of `cmma tables name=NAME`, and of its page.
+        command: makes what is missing.
+        tables: its parts. figures: what its artifacts left to be drawn.
+        headline: what the paper's number is, ours and the paper's.
+    """
+
+    name: str
+    command: str
+    tables: Sequence[Table]
+    figures: Sequence[Shown]
+    headline: tuple[str, Cell, Cell]
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """The report of one model, and the threshold of its classes."""
+
+    inputs: ReportInputs
+    tau: float
+
+
+@dataclass(frozen=True, eq=False)
+class TablesInputs:
+    """Input of `cmma.report.tables_site.write_tables`.
+
+    Attributes:
+        title: heading of the site.
+        chapters: in the order of the paper.
+        artifacts: all that stand behind a cell, and what those were made from. environment: package → version.
+        models: model → its own report.
+    """
+
+    title: str
+    chapters: Sequence[Chapter]
+    artifacts: Sequence[ArtifactRef] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    models: Mapping[str, ModelReport] = field(default_factory=dict)

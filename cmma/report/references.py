@@ -98,8 +98,9 @@ INTERPRETABILITY: Mapping[str, Cell] = {
     "Fleiss' κ": _number(0.87),
     "Cronbach's α": _number(0.94),
     "intraclass correlation": _number(0.91),
+    "correlation of automated scores with those": _number(0.84),
     "attention visualisation": _percent(67.8, 3.4),
     "gradient attribution": _percent(72.3, 3.1),
     "standard SAE": _percent(79.2, 2.8),
 }
-"""Human evaluation (section 5.6)."""
+"""Human evaluation (section 5.6; the correlation with scores of GPT-4: section 5.1)."""

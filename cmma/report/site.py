@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from cmma.console import progress
@@ -20,90 +16,57 @@ from cmma.report import figures, graph, plots
 from cmma.report.comparison import tables
 from cmma.report.feature_pages import FeatureIndex, list_data, page_context, page_name
 from cmma.report.inputs import ReportInputs
-from cmma.report.tables import Cell, Table
+from cmma.report.pages import embedded, environment, replaced, summaries, write_forms
+from cmma.report.tables import Cell
 
-CSP = ("default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-       "base-uri 'none'; form-action 'none'")
-_TEMPLATES = Path(__file__).parent / "templates"
-_EXTENSIONS = {"md": Table.to_markdown, "tex": Table.to_latex, "csv": Table.to_csv, "json": Table.to_json}
+_NAVIGATION = (
+    ("index", "Overview"), ("features", "Features"), ("graph", "Interaction graph"), ("causal", "Causal analyses"),
+    ("phases", "Phases"), ("provenance", "Provenance"),
+)
 
 
-def write_report(inputs: ReportInputs, folder: Path, tau: float = 0.1) -> Path:
+def write_report(inputs: ReportInputs, folder: Path, tau: float = 0.1, home: str = "") -> Path:
     """Write every page and every table, then put the folder in place at once.
 
     Args:
         inputs: what to show; missing parts print as *not measured*.
         folder: target, for example `outputs/report`; an older report there is replaced.
         tau: the specialisation threshold, drawn on the feature pages.
+        home: a page above the report, from its folder; the report links back to it.
 
     Returns:
         The path of `index.html`.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    stage = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        _write_all(inputs, stage, tau)
-        _put_in_place(stage, folder)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+    with replaced(folder) as stage:
+        _write_all(inputs, stage, tau, home)
     return folder / "index.html"
 
 
-def _put_in_place(stage: Path, folder: Path) -> None:
-    """Swap folders by two renames; the old report is deleted only after the new one stands."""
-    old = stage.with_name(stage.name + "-old")
-    if folder.exists():
-        folder.rename(old)
-    stage.rename(folder)
-    if old.exists():
-        shutil.rmtree(old)
-
-
-def _write_all(inputs: ReportInputs, folder: Path, tau: float) -> None:
-    (folder / "features").mkdir(parents=True)
+def _write_all(inputs: ReportInputs, folder: Path, tau: float, home: str) -> None:
+    (folder / "features").mkdir()
     (folder / "tables").mkdir()
-    pages, index, made = _environment(inputs), FeatureIndex.of(inputs), tables(inputs)
+    pages = environment(inputs.title, _NAVIGATION, home=home, model=inputs.model, commands=inputs.commands)
+    index, made = FeatureIndex.of(inputs), tables(inputs)
 
     def write(name: str, template: str, root: str, **context: Any) -> None:
         text = pages.get_template(template).render(root=root, page=template.removesuffix(".html"), **context)
         (folder / name).write_text(text, encoding="utf-8")
 
-    for table in made.values():
-        for extension, convert in _EXTENSIONS.items():
-            (folder / "tables" / f"{table.name}.{extension}").write_text(convert(table), encoding="utf-8")
+    write_forms(made.values(), folder / "tables")
     shown = {name: Markup(table.to_html("provenance.html#")) for name, table in made.items()}
     write("index.html", "index.html", "", inputs=inputs, tables=shown, cards=_cards(inputs),
           densities=_densities(inputs.features), modality_scores=_modality_scores(inputs.modality_histogram))
-    write("features.html", "features.html", "", data=_embedded(list_data(inputs, index)))
+    write("features.html", "features.html", "", data=embedded(list_data(inputs, index)))
     write("graph.html", "graph.html", "", graphs=_graphs(inputs, index), table=shown["cmig"])
     write("causal.html", "causal.html", "", shown=[plots.draw(each) for each in inputs.causal],
           table=shown["trace"], interventions=shown["interventions"])
     write("phases.html", "phases.html", "", shown=[plots.draw(each) for each in inputs.depth], table=shown["phases"])
-    write("provenance.html", "provenance.html", "", inputs=inputs, summaries=_summaries(inputs))
+    write("provenance.html", "provenance.html", "", inputs=inputs, summaries=summaries(inputs.artifacts), groups=[])
     with progress("Writing feature pages", total=len(index.pages)) as bar:
         for layer, feature in index.pages:
             write(f"features/{page_name(layer, feature)}", "feature.html", "../",
                   **page_context(inputs, index, (layer, feature), tau))
             bar.advance()
-
-
-def _environment(inputs: ReportInputs) -> Environment:
-    pages = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined,
-                        trim_blocks=True, lstrip_blocks=True)
-    pages.globals |= {
-        "csp": CSP, "title": inputs.title, "model": inputs.model, "commands": inputs.commands,
-        "class_labels": figures.CLASS_LABELS,
-        "asset": {path.name: Markup(path.read_text(encoding="utf-8")) for path in _TEMPLATES.rglob("*.[cj]s*")},
-    }
-    return pages
-
-
-def _embedded(value: Any) -> Markup:
-    """JSON that is safe inside a `<script>` element: no character that could end or open markup."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
 
 
 def _cards(inputs: ReportInputs) -> list[dict[str, Any]]:
@@ -179,7 +142,7 @@ def _graphs(inputs: ReportInputs, index: FeatureIndex) -> list[dict[str, Any]]:
                  if (int(layer), int(node)) in index.examples}
         strong = graph.strongest(edges, 25)
         graphs.append({
-            "layer": int(layer), "data": _embedded(graph.graph_data(edges, classes, labels, links)),
+            "layer": int(layer), "data": embedded(graph.graph_data(edges, classes, labels, links)),
             "n_nodes": len(ids),
             "n_edges": len(edges), "n_drawn": min(len(edges), graph.MAX_EDGES),
             "max_strength": float(edges["strength"].max()),
@@ -190,8 +153,3 @@ def _graphs(inputs: ReportInputs, index: FeatureIndex) -> list[dict[str, Any]]:
             } for e in strong.itertuples()],
         })
     return graphs
-
-
-def _summaries(inputs: ReportInputs) -> Mapping[str, str]:
-    return {ref.key: json.dumps(dict(ref.summary), indent=2, ensure_ascii=False, default=str)
-            for ref in inputs.artifacts}

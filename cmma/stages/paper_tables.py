@@ -34,10 +34,17 @@ _NONE = text_cell("–")
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table: the run of the plan that it is read from, and how; `command` makes what is missing."""
+    """A table of the paper.
 
-    run: str
+    Attributes:
+        runs: of the plan, that it is read from.
+        build: what makes it of them; the command makes what is missing.
+        headline: a row of the first part (empty: the first row), a column, and the paper's value of that cell.
+    """
+
+    runs: tuple[str, ...]
     build: Callable[[Runs, str], list[Table]]
+    headline: tuple[str, int, Cell] = ("", 0, _NONE)
 
 
 def specialisation(runs: Runs, command: str) -> list[Table]:
@@ -60,21 +67,23 @@ def control(runs: Runs, command: str) -> list[Table]:
     """Table 2, once for every model."""
     tables = []
     for model, own in _by_model(runs).items():
-        found = control_cells(own[0].artifact) if _finished(own) else {}
+        found, note = {}, ""
+        for made in _finished(own):
+            found, note = control_cells(made) if _measured(made) else {}, made.summary.get("not_measured", "")
         table = comparison.control(ReportInputs(control=found, commands={"control": command}))
-        tables.append(Table(f"table2-{model}", f"{table.title}, {model}", table.columns, table.rows, table.note))
+        tables.append(replace(table, name=f"table2-{model}", title=f"{table.title}, {model}", note=note))
     return tables
 
 
 def hallucination(runs: Runs, command: str) -> list[Table]:
     """Section 5.5.1: mean over dictionaries with Student's t interval; and every condition beside it."""
-    done = _finished(runs)
-    ours = [hallucination_cells(made, _split(each)) for each, made in zip(_with_artifact(runs), done, strict=True)]
+    runs = [each for each in _with_artifact(runs) if _measured(each.artifact)]
+    ours = [hallucination_cells(each.artifact, _split(each)) for each in runs]
     names = dict.fromkeys([*references.HALLUCINATION, *(name for cells in ours for name in cells)])
     rows = []
     for name in names:
-        cells = [cells[name] for cells in ours if name in cells]
-        rows.append(Row(name, (_mean(cells, runs, command), references.HALLUCINATION.get(name, _NONE))))
+        mean = _mean([cells[name] for cells in ours if name in cells], command)
+        rows.append(Row(name, (mean, references.HALLUCINATION.get(name, _NONE))))
     table = Table(
         "hallucination", "Change of the hallucination rate (paper, 5.5.1)", ("", "this run", "paper"), tuple(rows),
         "Held-out images of the biased split; features and strength were chosen on other images.")
@@ -85,17 +94,18 @@ def _conditions(runs: Runs, command: str) -> Table:
     """What every steering and control changes: percent of the rate, points of recall and accuracy."""
     columns = {"object": ("hallucinated objects", "%"), "recall": ("recall", " points"),
                "accuracy": ("question accuracy", " points")}  # fmt: skip
-    frames = []
-    for each, made in zip(_with_artifact(runs), _finished(runs), strict=True):
-        test = made.read_table("test.parquet")
-        frames.append(test[test["split"] == _split(each)].set_index(["condition", "metric"])["change"])
+    frames = {}
+    for each in runs:
+        test = each.artifact.read_table("test.parquet")
+        frames[each.artifact.key] = test[test["split"] == _split(each)].set_index(["condition", "metric"])["change"]
+    found = dict.fromkeys(condition for frame in frames.values() for condition, _ in frame.index)
     rows = []
-    for name in dict.fromkeys(condition for frame in frames for condition, _ in frame.index if condition != "clean"):
+    for name in (condition for condition in found if condition != "clean"):
         cells = []
         for metric, (_, unit) in columns.items():
-            values = [frame[name, metric] for frame in frames if (name, metric) in frame.index]
             scale = 1 if unit == "%" else 100
-            cells.append(_mean([Cell(scale * value, unit=unit) for value in values], runs, command))
+            cells.append(_mean([Cell(scale * frame[name, metric], unit=unit, digits=1, artifact=key)
+                                for key, frame in frames.items() if (name, metric) in frame.index], command))
         rows.append(Row(name, tuple(cells), "ours" if name.startswith("features") else "control"))
     rows = rows or [Row("all", tuple(missing(command) for _ in columns))]
     return Table(
@@ -121,10 +131,12 @@ def graph(runs: Runs, command: str) -> list[Table]:
 
 def phases(runs: Runs, command: str) -> list[Table]:
     """Section 5.4 over all units, and the activity of every model by thirds."""
-    done = _finished(runs)
-    cells = phases_cells(done[0], None) if done else {}
-    names = dict.fromkeys([*references.PHASES, *cells])
-    rows = [Row(name, (cells.get(name, missing(command)), references.PHASES.get(name, _NONE))) for name in names]
+    done = _finished(_of("phases", runs))
+    graphs = _finished(_of("build-cmig", runs))
+    cells = phases_cells(done[0], graphs[0] if graphs else None) if done else {}
+    absent = dict.fromkeys(references.PHASES, missing(command)) | {
+        "phase 3: CLIP-Score": Cell(kind="not a number of a phase", command="cmma evaluate")}
+    rows = [Row(name, (cell, references.PHASES.get(name, _NONE))) for name, cell in (absent | cells).items()]
     tables = [Table("phases", "Three phases (paper, 5.4)", ("", "this run", "paper"), tuple(rows))]
     for made in done:
         layers = made.read_table("layers.parquet")
@@ -164,21 +176,56 @@ def baselines(runs: Runs, command: str) -> list[Table]:
     """M-SAE beside six baselines, once for every model."""
     tables = []
     for model, own in _by_model(runs).items():
-        found, controls = baseline_cells(own[0].artifact) if _finished(own) else ({}, [])
+        found, controls = _compared(own)
         inputs = ReportInputs(baselines=found, baseline_controls=controls, commands={"baselines": command})
         tables.append(replace(comparison.baselines(inputs), name=f"baselines-{model}"))
     return tables
 
 
+def _compared(runs: Runs) -> tuple[dict[str, dict[str, Cell]], list[str]]:
+    """Methods with their cells, and which of them are controls; of the first run that is there."""
+    done = _finished(runs)
+    return baseline_cells(done[0]) if done else ({}, [])
+
+
+def interpretability(runs: Runs, command: str) -> list[Table]:
+    """Section 5.6: people and without people, once for every model; and the features of every dictionary."""
+    tables = []
+    for model, own in _by_model(_of("baselines", runs)).items():
+        found, controls = _compared(own)
+        inputs = ReportInputs(baselines=found, baseline_controls=controls, commands={"baselines": command})
+        table = comparison.interpretability(inputs)
+        tables.append(replace(table, name=f"{table.name}-{model}", title=f"{table.title}, {model}"))
+    rows = []
+    for model, own in _by_model(_of("interpret", runs)).items():
+        features = {made.key: made.read_table("features.parquet") for made in _finished(own)}
+        rows.append(Row(model, tuple(
+            _mean([Cell(float(table[name].agg(how)), digits=3, artifact=key)
+                   for key, table in features.items() if name in table and table[name].notna().any()], command)
+            for name, how in (("concept_auroc", "median"), ("iou", "mean")))))  # fmt: skip
+    return [*tables, Table(
+        "interpretability-features", "Interpretability without people: the features of every dictionary",
+        ("model", "concept AUROC", "mask IoU"), tuple(rows),
+        "AUROC of the concept that a feature tells best: median over live features, on samples that did not choose the "
+        "concept. IoU with the concept's exact masks: mean over features that have a page.",
+    )]  # fmt: skip
+
+
 TABLES: Mapping[str, PaperTable] = {
-    "table1": PaperTable("specialisation", specialisation),
-    "table2": PaperTable("control", control),
-    "hallucination": PaperTable("mitigation", hallucination),
-    "consistency": PaperTable("consistency", consistency),
-    "phases": PaperTable("phases", phases),
-    "cmig": PaperTable("graph", graph),
-    "ablation": PaperTable("ablation", ablation),
-    "baselines": PaperTable("baselines", baselines),
+    "table1": PaperTable(
+        ("specialisation",), specialisation, ("", 2, references.TABLE_1["CLIP ViT-B/32"]["cross_modal"])),
+    "table2": PaperTable(("control",), control, ("overall", 0, references.CONTROL["overall"]["success rate"])),
+    "hallucination": PaperTable(("mitigation",), hallucination, ("object", 0, references.HALLUCINATION["object"])),
+    "consistency": PaperTable(("consistency",), consistency, ("all", 0, references.CONSISTENCY["all"])),
+    "interpretability": PaperTable(
+        ("baselines", "specialisation"), interpretability,
+        ("M-SAE", 1, references.INTERPRETABILITY["function identified by experts"])),
+    "phases": PaperTable(
+        ("phases", "graph"), phases,
+        ("phase 3: cross-modal features", 0, references.PHASES["phase 3: cross-modal features"])),
+    "cmig": PaperTable(("graph",), graph, ("strong pairs (I > 0.5)", 0, references.NETWORK["strong pairs (I > 0.5)"])),
+    "ablation": PaperTable(("ablation",), ablation),
+    "baselines": PaperTable(("baselines",), baselines, ("M-SAE", 0, _NONE)),
 }
 
 
@@ -199,6 +246,10 @@ def _models_beside(
     return Table(name, title, ("", *columns, "paper"), rows)
 
 
+def _of(stage: str, runs: Runs) -> list[Wanted]:
+    return [each for each in runs if each.stage == stage]
+
+
 def _by_model(runs: Runs) -> dict[str, list[Wanted]]:
     found: dict[str, list[Wanted]] = {}
     for each in runs:
@@ -212,6 +263,11 @@ def _with_artifact(runs: Runs) -> list[Wanted]:
 
 def _finished(runs: Runs) -> list[Artifact]:
     return [each.artifact for each in _with_artifact(runs)]
+
+
+def _measured(artifact: Artifact) -> bool:
+    """False where the stage found nothing to measure, and says why in its summary."""
+    return "not_measured" not in artifact.summary
 
 
 def _split(run: Wanted) -> str:
@@ -228,13 +284,13 @@ def _over_seeds(values: pd.Series, runs: Runs) -> Cell:
     )  # fmt: skip
 
 
-def _mean(cells: Sequence[Cell], runs: Runs, command: str) -> Cell:
+def _mean(cells: Sequence[Cell], command: str) -> Cell:
     """Mean of numbers, one per dictionary, with Student's t interval; a word where it is not defined."""
     if not cells:
         return missing(command)
-    values = [cell.value for cell in cells if isinstance(cell.value, float)]
-    if not values:
+    numbers = {cell.artifact: cell.value for cell in cells if isinstance(cell.value, float)}
+    if not numbers:
         return cells[0]
-    found = student_mean(values)
-    return Cell(found.value, found.low, found.high, kind=f"{found.kind} over {found.n} dictionaries", n=found.n,
-                unit=cells[0].unit, digits=1, artifact=" ".join(made.key for made in _finished(runs)))  # fmt: skip
+    found = student_mean(list(numbers.values()))
+    return replace(cells[0], value=found.value, low=found.low, high=found.high, n=found.n,
+                   kind=f"{found.kind} over {found.n} dictionaries", artifact=" ".join(numbers))  # fmt: skip

@@ -37,7 +37,7 @@ def inputs() -> ReportInputs:
     return ReportInputs(
         title="Cross-modal mechanistic analysis", commands={
             "evaluate": "cmma evaluate model=toy_llava", "control": "cmma intervene experiment=control",
-            "human-study": "cmma report experiment=human_study", "phases": "cmma run -m layer=range(12)",
+            "phases": "cmma run -m layer=range(12)",
             "build-cmig": "cmma build-cmig model=toy_llava"},
         model={"name": "toy_llava", "family": "llava", "layers": 12, "parameters": "2.4 M"},
         dataset={"dataset": "shapes", "held-out samples": 400},
