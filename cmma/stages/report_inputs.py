@@ -42,7 +42,7 @@ def gather(config: Config, parents: Mapping[str, Artifact], overrides: Sequence[
             "layers": config.model.n_layers, "cached layers": config.layers(), "dictionary layer": config.sae_layer(),
         },
         "dataset": {"kind": config.dataset.kind, **data.summary["samples"], "skipped": data.summary["skipped"]},
-        "artifacts": [_reference(name, artifact, words) for name, artifact in parents.items()],
+        "artifacts": [reference(name, artifact, _command(name, words)) for name, artifact in parents.items()],
         "commands": {stage: f"cmma {stage} {words}".strip() for stage in STAGES},
         "environment": {
             name: number for artifact in parents.values() for name, number in artifact.manifest["software"].items()
@@ -50,7 +50,7 @@ def gather(config: Config, parents: Mapping[str, Artifact], overrides: Sequence[
         "causal": [
             shown for name, artifact in parents.items()
             if name.startswith(("trace:", "intervene:", "mitigate", "control", "baselines"))
-            for shown in _figures(artifact)
+            for shown in figures_of(artifact)
         ],
     }
     if dictionary is not None:
@@ -70,7 +70,7 @@ def gather(config: Config, parents: Mapping[str, Artifact], overrides: Sequence[
         parts["interventions"] = _interventions(interventions)
     if "phases" in parents:
         parts["phases"] = phases_cells(parents["phases"], graph)
-        parts["depth"] = _figures(parents["phases"])
+        parts["depth"] = figures_of(parents["phases"])
     if "mitigate" in parents and parents["mitigate"].path("test.parquet").is_file():
         parts["hallucination"] = hallucination_cells(parents["mitigate"], config.mitigation.split)
     amplified = parents.get("intervene:amplify")  # the paper's 5.5.2 amplifies
@@ -85,15 +85,21 @@ def gather(config: Config, parents: Mapping[str, Artifact], overrides: Sequence[
     return ReportInputs(title=f"{config.model.name}: cross-modal mechanistic analysis", **parts)
 
 
-def _reference(name: str, artifact: Artifact, words: str) -> ArtifactRef:
-    manifest = artifact.manifest
+def _command(name: str, words: str) -> str:
     stage, _, variant = name.partition(":")
     group = {"trace": "trace", "intervene": "intervention"}.get(stage, "")
     chosen = f" {group}={variant}" if variant else ""
+    return f"cmma {stage}{chosen} {words}".strip()
+
+
+def reference(name: str, artifact: Artifact, command: str) -> ArtifactRef:
+    """A finished artifact as the page of provenance shows it, under the name `stage` or `stage:variant`."""
+    manifest = artifact.manifest
     return ArtifactRef(
-        stage=name, key=artifact.key, command=f"cmma {stage}{chosen} {words}".strip(),
-        folder=f"artifacts/{artifact.stage}/{artifact.key}", parents=tuple(manifest["parents"].values()),
+        stage=name, key=artifact.key, command=command, folder=f"artifacts/{artifact.stage}/{artifact.key}",
+        parents=tuple(manifest["parents"].values()),
         resolved=artifact.path("resolved.yaml").read_text(encoding="utf-8"), summary=manifest["summary"],
+        device=manifest["device"],
     )
 
 
@@ -123,7 +129,7 @@ def _thumbnail(image: Image.Image) -> Image.Image:
     return image
 
 
-def _figures(artifact: Artifact) -> list[Shown]:
+def figures_of(artifact: Artifact) -> list[Shown]:
     """What a stage left to be drawn, with the pictures that its galleries name."""
     shown: list[Shown] = []
     for figure in from_json(artifact.read_json("figures.json")):

@@ -129,7 +129,7 @@ def open_parents(
     found |= {label: Artifact(root, other.stage, other.keys.key(other.stage)) for label, other in others.items()}
     missing = [parent for parent, artifact in found.items() if not artifact.finished]
     if missing:
-        commands = " && ".join(dict.fromkeys(_command(parent, others, overrides) for parent in missing))
+        commands = " && ".join(dict.fromkeys(command_of(parent, others, overrides) for parent in missing))
         raise MissingParent(f"{name} needs {missing[-1]} {found[missing[-1]].key}, which is not there; run: {commands}")
     if name == "report":
         shown = {
@@ -141,8 +141,8 @@ def open_parents(
     return keys, found
 
 
-def _command(parent: str, others: Mapping[str, Other], overrides: Sequence[str]) -> str:
-    """What makes a parent: the command of its own configuration, with what the user typed besides."""
+def command_of(parent: str, others: Mapping[str, Other], overrides: Sequence[str]) -> str:
+    """What makes a stage, or one of `others`: the command of its own configuration, with what was typed besides."""
     command = others[parent].command if parent in others else f"cmma {parent}"
     given = {word.split("=")[0].strip("'") for word in command.split()}
     return " ".join([command, *(shlex.quote(word) for word in overrides if word.split("=")[0] not in given)])

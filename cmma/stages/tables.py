@@ -1,24 +1,24 @@
-"""`cmma tables`: every table of the paper beside what was measured, as Markdown, LaTeX, CSV and JSON."""
+"""`cmma tables`: every table of the paper beside what was measured, as four kinds of files and as a site over all."""
 
 from __future__ import annotations
 
 import difflib
-import shlex
 from collections.abc import Sequence
-from dataclasses import replace
 
-from cmma.artifacts.files import write_text
 from cmma.config import Config
 from cmma.console import say
 from cmma.errors import ConfigError
+from cmma.report.tables_site import write_tables
 from cmma.stages.paper_tables import TABLES
 from cmma.stages.runner import outputs_folder
-from cmma.stages.table import STAGES
-from cmma.stages.tables_plan import Wanted, bring, read_plan
+from cmma.stages.tables_plan import bring, read_plan
+from cmma.stages.tables_site import gather_tables
 
 
 def run_tables(config: Config, words: Sequence[str] = ()) -> None:
-    """Bring the runs of the tables into being (`tables.make`), and write each table in four forms to outputs/tables.
+    """Bring the runs of the named tables into being (`tables.make`) and print them; write outputs/tables anew.
+
+    What is written is every table, as far as it is measured: in four forms, and as pages.
 
     Raises:
         ConfigError: a table or a scale that is not there.
@@ -30,23 +30,12 @@ def run_tables(config: Config, words: Sequence[str] = ()) -> None:
             raise ConfigError(f"there is no table {name}; did you mean {near[0]}?")
     typed = [word for word in words if not word.lstrip("+").startswith("tables.")]
     plan = read_plan(config.tables.scale, typed)
-    runs = {name: plan.get(TABLES[name].run, []) for name in names}
     if config.tables.make:
-        bring([each for name in names for each in runs[name]])
-    folder = outputs_folder(config) / "tables"
-    for name in names:
-        command = shlex.join(["cmma", "tables", f"name={name}", f"scale={config.tables.scale}", *typed])
-        for table in TABLES[name].build(runs[name], command):
-            table = replace(table, note=" ".join(filter(None, (table.note, _devices(runs[name])))))
-            for suffix, text in (("md", table.to_markdown()), ("tex", table.to_latex()), ("csv", table.to_csv()),
-                                 ("json", table.to_json())):
-                write_text(folder / f"{table.name}.{suffix}", text)
-            say(table.to_markdown())
-    say(f"tables: {folder}")
-
-
-def _devices(runs: Sequence[Wanted]) -> str:
-    """What the numbers were computed on, and how to look one up."""
-    made = [each.artifact for each in runs if each.stage in STAGES and each.artifact.finished]
-    devices = sorted({artifact.manifest["device"] for artifact in made})
-    return f"Computed on: {', '.join(devices)}. `cmma show KEY` shows what is behind a number." if devices else ""
+        needed = dict.fromkeys(run for name in names for run in TABLES[name].runs)
+        bring([each for run in needed for each in plan.get(run, [])])
+    found = gather_tables(plan, config.tables.scale, typed, names)
+    for chapter in found.chapters:
+        if chapter.name in names:
+            for table in chapter.tables:
+                say(table.to_markdown())
+    say(f"tables: {write_tables(found, outputs_folder(config) / 'tables')}")
