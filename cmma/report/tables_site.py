@@ -54,7 +54,7 @@ def state(chapter: Chapter) -> str:
     if not any(cell.artifact for cell in cells):
         return "not measured"
     if any(not cell.kind for cell in missing):
-        return f"{sum(not cell.kind for cell in missing)} cells not measured"
+        return f"cells not measured: {sum(not cell.kind for cell in missing)}"
     reasons = dict.fromkeys(cell.kind for cell in missing)
     return f"complete, but for: {', '.join(reasons)}" if reasons else "complete"
 

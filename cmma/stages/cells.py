@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -17,6 +18,18 @@ _SHARES = (
     "chair_", "recall", "hallucination_", "objects_described", "question_accuracy", "image_to_text", "text_to_image",
     "prompt_", "answer_accuracy", "modality_share", "dead_fraction", "support_jaccard",
 )
+
+
+def measured(
+    value: float | None, low: float | None = None, high: float | None = None, *, artifact: str, kind: str = "",
+    n: int | None = None, unit: str = "", digits: int = 2, scale: float = 1.0,
+) -> Cell:
+    """A number of an artifact; where it is not defined (None or NaN), the word, for it was not left unmeasured."""
+    if value is None or pd.isna(value):
+        return Cell("undefined", kind=kind.removeprefix("undefined: "), artifact=artifact)
+    centre, below, above = (None if number is None or pd.isna(number) else scale * number
+                            for number in (value, low, high))
+    return Cell(centre, below, above, kind=kind, n=n, unit=unit, digits=digits, artifact=artifact)
 
 
 def hallucination_cells(artifact: Artifact, split: str) -> dict[str, Cell]:
@@ -34,10 +47,9 @@ def consistency_cells(artifact: Artifact) -> dict[str, Cell]:
     table = artifact.read_table("consistency.parquet")
     found = {}
     for row in table[table["condition"] == "after"].to_dict("records"):
-        value, low, high = (None if pd.isna(row[k]) else row[k] for k in ("value", "low", "high"))
-        found[row["component"]] = Cell(
-            value, low, high, kind=row["kind"], n=int(row["n"]), unit="%", digits=1, artifact=artifact.key
-        )
+        found[row["component"]] = measured(
+            row["value"], row["low"], row["high"], kind=row["kind"], n=int(row["n"]), unit="%", digits=1,
+            artifact=artifact.key)
     return found
 
 
@@ -58,12 +70,9 @@ def control_cells(artifact: Artifact) -> dict[str, dict[str, Cell]]:
     for row in table[table["condition"] == "features"].to_dict("records"):
         if row["group"] in _DIMENSIONS and row["metric"] in _CONTROL_METRICS:
             percent = row["metric"] != "precision"
-            value, low, high = (
-                None if pd.isna(row[k]) else (100 if percent else 1) * row[k] for k in ("value", "low", "high")
-            )
-            found[_DIMENSIONS[row["group"]]][_CONTROL_METRICS[row["metric"]]] = Cell(
-                value, low, high, kind=row["kind"], n=int(row["n"]), unit="%" if percent else "",
-                digits=1 if percent else 2, artifact=artifact.key,
+            found[_DIMENSIONS[row["group"]]][_CONTROL_METRICS[row["metric"]]] = measured(
+                row["value"], row["low"], row["high"], kind=row["kind"], n=int(row["n"]), unit="%" if percent else "",
+                digits=1 if percent else 2, artifact=artifact.key, scale=100 if percent else 1,
             )
     return found
 
@@ -106,27 +115,27 @@ def network_cells(graph: Artifact) -> dict[str, Cell]:
     shares, network = numbers["strength"]["shares"], numbers["network"]
 
     def cell(value: dict[str, Any], scale: float = 1.0, unit: str = "", digits: int = 2) -> Cell:
-        centre, low, high = (None if value[k] is None else scale * value[k] for k in ("value", "low", "high"))
-        return Cell(
-            centre, low, high, kind=value["kind"], n=value["n"], unit=unit, digits=digits, artifact=graph.key
-        )
+        return measured(value["value"], value["low"], value["high"], kind=value["kind"], n=value["n"], unit=unit,
+                        digits=digits, artifact=graph.key, scale=scale)
 
     significant = numbers["strength"]["significant"]["strong"]
     named = {
         f"{name} pairs ({cut})": cell(shares[name], 100, unit="%", digits=1)
         for name, cut in (("strong", "I > 0.5"), ("moderate", "0.2 < I ≤ 0.5"), ("weak", "I ≤ 0.2"))
     }
-    named["significant among strong"] = Cell(
-        None if significant is None else 100 * significant, unit="%", digits=1, artifact=graph.key)
-    named["average clustering"] = Cell(network["clustering"]["value"], n=network["nodes"], artifact=graph.key)
+    named["significant among strong"] = measured(
+        significant, unit="%", digits=1, artifact=graph.key, scale=100,
+        kind="undefined: no pair is strong" if significant is None else "")
+    named["average clustering"] = measured(
+        network["clustering"]["value"], n=network["nodes"], artifact=graph.key)
     named["small-world σ"] = cell(network["small_world"])
     for name, label in (("modularity", "modularity"), ("assortativity", "assortativity of classes"),
                         ("crossing", "visual–textual share of edges")):
         against = network[name]
         chance = "" if against["p"] is None else f"degree-matched {against['random_mean']:.2f}, p = {against['p']:.2g}"
-        named[label] = Cell(against["value"], n=network["edges"], kind=chance, artifact=graph.key)
+        named[label] = measured(against["value"], n=network["edges"], kind=chance, artifact=graph.key)
     law = network["power_law"]
-    named["scale-free exponent γ"] = Cell(law["exponent"], n=law["n"], artifact=graph.key)
+    named["scale-free exponent γ"] = measured(law["exponent"], n=law["n"], artifact=graph.key)
     named["power law of the degrees"] = Cell(law["verdict"].split(":")[0], artifact=graph.key)
     return named
 
@@ -137,8 +146,9 @@ def phases_cells(artifact: Artifact, graph: Artifact | None) -> dict[str, Cell]:
     key, n = artifact.key, artifact.summary["n_units"]
 
     def over_units(value: float | None, sd: float | None = None, unit: str = "", digits: int = 2) -> Cell:
-        return Cell(value, error=sd, kind="" if sd is None else f"SD over {n} units", n=n, unit=unit, digits=digits,
-                    artifact=key)
+        cell = measured(value, kind="" if sd is None else f"SD over {n} units", n=n, unit=unit, digits=digits,
+                        artifact=key)
+        return replace(cell, error=sd)
 
     sd = found["phase_sd"]
     cells = {
@@ -173,10 +183,8 @@ def by_condition(
     found: dict[str, dict[str, Cell]] = {}
     for row in rows:
         share = row["metric"].startswith(_SHARES)
-        scale = 100.0 if share else 1.0
-        value, low, high = (None if pd.isna(row[k]) else scale * row[k] for k in ("value", "low", "high"))
-        found.setdefault(row[condition], {})[row["metric"]] = Cell(
-            "undefined" if value is None else value, low, high, kind=row["kind"], n=int(row["n"]),
-            unit="%" if share else "", digits=1 if share else 3, artifact=artifact.key,
+        found.setdefault(row[condition], {})[row["metric"]] = measured(
+            row["value"], row["low"], row["high"], kind=row["kind"], n=int(row["n"]), unit="%" if share else "",
+            digits=1 if share else 3, artifact=artifact.key, scale=100 if share else 1,
         )
     return found

@@ -22,6 +22,7 @@ from cmma.stages.cells import (
     consistency_cells,
     control_cells,
     hallucination_cells,
+    measured,
     network_cells,
     phases_cells,
 )
@@ -59,7 +60,8 @@ def specialisation(runs: Runs, command: str) -> list[Table]:
     return [Table(
         "table1", "Feature specialisation (paper, Table 1)",
         ("model", "visual", "textual", "cross-modal", "mixed", "dead"), tuple(rows),
-        "Percent of live features; dead features are in no class and in percent of all.",
+        "Percent of live features; dead features are in no class and in percent of all. n: seeds; their SD is in the "
+        "CSV's and JSON's field error.",
     )]  # fmt: skip
 
 
@@ -165,10 +167,11 @@ def ablation(runs: Runs, command: str) -> list[Table]:
             found = read_json(file)
             columns = ("metric", *found["rows"])
             rows = [Row(name, tuple(
-                Cell(own[name]["value"], own[name]["low"], own[name]["high"], kind=own[name]["kind"], n=own[name]["n"],
-                     digits=metric["digits"], artifact=file.parent.name)
+                measured(own[name]["value"], own[name]["low"], own[name]["high"], digits=metric["digits"],
+                         kind=own[name]["kind"] if own[name]["n"] else "", n=own[name]["n"], artifact=file.parent.name)
                 for own in found["rows"].values())) for name, metric in found["metrics"].items()]  # fmt: skip
-        tables.append(Table("ablation", title, columns, tuple(rows), "Definitions: docs/testbed_tasks.md."))
+        tables.append(Table("ablation", title, columns, tuple(rows),
+                            "n: planted worlds, one for each seed. Definitions: docs/testbed_tasks.md."))
     return tables
 
 
@@ -275,11 +278,11 @@ def _split(run: Wanted) -> str:
 
 
 def _over_seeds(values: pd.Series, runs: Runs) -> Cell:
-    """Mean and standard deviation, as the paper's Table 1."""
-    n = len(values)
+    """Mean with Student's t interval over seeds; the error is their standard deviation, as the paper prints it."""
+    found = student_mean(values)
     return Cell(
-        float(values.mean()), error=float(values.std(ddof=1)) if n > 1 else None,
-        kind=f"SD over {n} seeds" if n > 1 else "one seed", n=n, unit="%", digits=1,
+        found.value, found.low, found.high, error=float(values.std(ddof=1)) if found.n > 1 else None,
+        kind=f"{found.kind} over seeds" if found.n > 1 else "one seed", n=found.n, unit="%", digits=1,
         artifact=" ".join(made.key for made in _finished(runs)),
     )  # fmt: skip
 

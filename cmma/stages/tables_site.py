@@ -79,10 +79,10 @@ def _behind(table: Table, sources: Mapping[str, Source]) -> tuple[Source, ...]:
 def _headline(table: PaperTable, made: Sequence[Table]) -> tuple[str, Cell, Cell]:
     label, column, paper = table.headline
     rows = [row for row in made[0].rows if not label or row.label == label] if made else []
-    if not rows or column + 1 >= len(made[0].columns):
-        return "", Cell(), paper
-    cell = rows[0].cells[column]
-    return f"{rows[0].label}: {made[0].columns[column + 1]}", cell, paper
+    heads = made[0].columns[1:] if made else ()
+    if not rows or heads[column] == "paper":  # no model of ours has a column
+        return label or "all", Cell(), paper
+    return f"{rows[0].label}: {heads[column]}", rows[0].cells[column], paper
 
 
 def _one_per_model(runs: Sequence[Wanted], finished: Mapping[str, Wanted]) -> list[Wanted]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from cmma.report.inputs import ArtifactRef, ReportInputs, Shown
 from cmma.report.tables import Cell
 from cmma.testbed.generate import generate_samples
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 HOSTILE = [
     "<script>window.broken = 1</script>",
     "</script><img src=x onerror='window.broken = 2'>",
@@ -153,3 +156,30 @@ def _trace(rng: np.random.Generator) -> Shown:
     figure = HeatMap("Residual stream, image pair", "recovered share of the logit difference", effect,
                      [str(layer) for layer in layers], positions, effect - 0.06, effect + 0.06, n=120)
     return Shown(figure, "c0ffee000003")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as engine:
+        chromium = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A page that records everything that would have gone to the network or to the console."""
+    tab = browser.new_page(viewport={"width": 1280, "height": 900})
+    tab.trouble = []
+    tab.on("request", lambda request: tab.trouble.append(request.url)
+           if not request.url.startswith(("file:", "data:")) else None)
+    tab.on("console", lambda message: tab.trouble.append(message.text))
+    tab.on("pageerror", lambda error: tab.trouble.append(str(error)))
+    yield tab
+    assert tab.trouble == []
+    assert tab.evaluate("window.broken") is None
+    tab.close()

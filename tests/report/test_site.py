@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -18,41 +17,12 @@ from cmma.report.images import data_uri, heat_uri
 from cmma.report.inputs import ReportInputs
 from cmma.report.site import write_report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-
 
 @pytest.fixture(scope="module")
 def site(inputs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out") / "report"
     assert write_report(inputs, folder) == folder / "index.html"
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as engine:
-        chromium = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def page(browser):
-    """A page that records everything that would have gone to the network or to the console."""
-    tab = browser.new_page(viewport={"width": 1280, "height": 900})
-    tab.trouble = []
-    tab.on("request", lambda request: tab.trouble.append(request.url)
-           if not request.url.startswith(("file:", "data:")) else None)
-    tab.on("console", lambda message: tab.trouble.append(message.text))
-    tab.on("pageerror", lambda error: tab.trouble.append(str(error)))
-    yield tab
-    assert tab.trouble == []
-    assert tab.evaluate("window.broken") is None
-    tab.close()
 
 
 @pytest.mark.browser
