@@ -52,14 +52,23 @@ def read_plan(scale: str, words: Sequence[str]) -> dict[str, list[Wanted]]:
     Raises:
         ConfigError: no such scale, or an override that does not fit.
     """
+    from hydra import initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+
     plan = load_group("tables", scale)
-    return {name: list(_combinations(name, run, plan["common"], words)) for name, run in plan["runs"].items()}
+    ConfigStore.instance().store(name="schema", node=schema())
+    GlobalHydra.instance().clear()  # the command's own has done its work
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return {name: list(_combinations(name, run, plan["common"], words)) for name, run in plan["runs"].items()}
 
 
 def _combinations(
     name: str, run: Mapping[str, Any], common: Sequence[str], typed: Sequence[str]
 ) -> Iterator[Wanted]:
     """One `Wanted` per combination of the sweep. `own` holds the further words of single models."""
+    from hydra import compose
+
     stage, sweep, own = run["stage"], run.get("sweep", {}), run.get("own", {})
     if stage not in (*STAGES, BENCHMARK):
         raise ConfigError(f"conf/tables: run {name} names a stage {stage!r}; valid: {', '.join(STAGES)}")
@@ -67,18 +76,7 @@ def _combinations(
         values = dict(zip(sweep, combination, strict=True))
         swept = [f"{key}={value}" for key, value in values.items()]
         words = (*common, *run.get("with", []), *own.get(values.get("model"), []), *swept, *typed)
-        yield Wanted(values, stage, words, _composed(stage, words))
-
-
-def _composed(stage: str, words: Sequence[str]) -> Config:
-    from hydra import compose, initialize_config_dir
-    from hydra.core.config_store import ConfigStore
-    from hydra.core.global_hydra import GlobalHydra
-
-    ConfigStore.instance().store(name="schema", node=schema())
-    GlobalHydra.instance().clear()  # the command's own has done its work
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return to_config(compose(stage, list(words)))
+        yield Wanted(values, stage, words, to_config(compose(stage, list(words))))
 
 
 def bring(wanted: Sequence[Wanted]) -> None:

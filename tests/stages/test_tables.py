@@ -20,7 +20,7 @@ TINY = {
         "specialisation": {"stage": "interpret", "sweep": {"model": ["toy_llava"], "seed": [0, 1]},
                            "own": {"toy_llava": ["activations.layers=[3]"]}},
         "graph": {"stage": "build-cmig", "sweep": {"model": ["toy_llava"]},
-                  "with": ["activations.layers=[3]", "cmig.n_features=4", "cmig.n_samples=6",
+                  "with": ["activations.layers=[3]", "cmig.n_features=3", "cmig.n_samples=6",
                            "cmig.n_selection_samples=6", "cmig.random_graphs=3", "cmig.power_law_draws=10"]},
         "ablation": {"stage": "benchmark", "with": ["benchmark.task=planted", "benchmark.seeds=2",
                                                     "benchmark.scale=0.01", "benchmark.method=[msae]"]},
@@ -96,7 +96,7 @@ def test_every_key_in_every_cell_is_explained_with_command_and_configuration(mad
                for path in (folder / "artifacts" / stage).glob("*/manifest.json")}
     assert len(parents) == 4
     assert parents <= places
-    for words in ("cmma train-sae", "seed=1", "cmma build-cmig", "cmig.n_features=4", "cmma benchmark", "n_train: 60"):
+    for words in ("cmma train-sae", "seed=1", "cmma build-cmig", "cmig.n_features=3", "cmma benchmark", "n_train: 60"):
         assert words in page
     for name in (folder / "tables").glob("*.html"):
         assert set(re.findall(r'href="provenance\.html#([^"]+)"', name.read_text(encoding="utf-8"))) <= places
@@ -109,7 +109,7 @@ def test_the_models_of_the_tables_have_their_own_pages_with_the_graph(made):
     (graph,) = (folder / "artifacts" / "build-cmig").iterdir()
     provenance = (report / "provenance.html").read_text(encoding="utf-8")
     assert f'id="{graph.name}"' in provenance
-    assert "cmig.n_features=4" in provenance  # the command that made it, not that of the feature pages
+    assert "cmig.n_features=3" in provenance  # the command that made it, not that of the feature pages
     assert 'href="../../index.html"' in (report / "index.html").read_text(encoding="utf-8")
 
 
