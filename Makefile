@@ -40,7 +40,7 @@ browser:  ## Chromium for the tests of the report (Debian and Ubuntu, as root; w
 	    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
 	  echo "no Chromium here: the tests of the report page will be skipped (install the package chromium)"
 
-TABLES := table1 table2 hallucination consistency phases cmig ablation baselines
+TABLES := table1 table2 hallucination consistency interpretability phases cmig ablation baselines
 SCALE  ?= toy
 .PHONY: tables reproduce $(TABLES)
 tables: setup  ## every table of the paper, making what is missing (make tables SCALE=paper WORDS="dataset.path=…")
@@ -49,7 +49,9 @@ tables: setup  ## every table of the paper, making what is missing (make tables 
 $(TABLES): setup
 	$(BIN)/cmma tables name=$@ scale=$(SCALE) $(WORDS)
 
-reproduce: tables demo  ## the tables and the report, from nothing
+reproduce: demo  ## the demo, all tables and the site over them, from nothing (SCALE and WORDS as for tables)
+	@$(MAKE) --no-print-directory tables
+	@echo "Open $(CURDIR)/outputs/tables/index.html in a browser."
 
 MODEL ?= toy_llava
 testbed: setup  ## train a small model anew (make testbed MODEL=toy_clip); killed, it goes on where it was

@@ -23,7 +23,7 @@ TINY = {
                   "with": ["activations.layers=[3]", "cmig.n_features=3", "cmig.n_samples=6",
                            "cmig.n_selection_samples=6", "cmig.random_graphs=3", "cmig.power_law_draws=10"]},
         "ablation": {"stage": "benchmark", "with": ["benchmark.task=planted", "benchmark.seeds=2",
-                                                    "benchmark.scale=0.01", "benchmark.method=[msae]"]},
+                                                    "benchmark.scale=0.01", "benchmark.method=[pca]"]},
     },
 }  # fmt: skip
 
