@@ -71,7 +71,7 @@ def control(runs: Runs, command: str) -> list[Table]:
     for model, own in _by_model(runs).items():
         found, note = {}, ""
         for made in _finished(own):
-            found, note = control_cells(made) if _measured(made) else {}, made.summary.get("not_measured", "")
+            found, note = control_cells(made) if made.path("control.parquet").is_file() else {}, _unmeasured([made])
         table = comparison.control(ReportInputs(control=found, commands={"control": command}))
         tables.append(replace(table, name=f"table2-{model}", title=f"{table.title}, {model}", note=note))
     return tables
@@ -79,7 +79,8 @@ def control(runs: Runs, command: str) -> list[Table]:
 
 def hallucination(runs: Runs, command: str) -> list[Table]:
     """Section 5.5.1: mean over dictionaries with Student's t interval; and every condition beside it."""
-    runs = [each for each in _with_artifact(runs) if _measured(each.artifact)]
+    note = _unmeasured(_finished(runs))
+    runs = [each for each in _with_artifact(runs) if each.artifact.path("test.parquet").is_file()]
     ours = [hallucination_cells(each.artifact, _split(each)) for each in runs]
     names = dict.fromkeys([*references.HALLUCINATION, *(name for cells in ours for name in cells)])
     rows = []
@@ -89,10 +90,10 @@ def hallucination(runs: Runs, command: str) -> list[Table]:
     table = Table(
         "hallucination", "Change of the hallucination rate (paper, 5.5.1)", ("", "this run", "paper"), tuple(rows),
         "Held-out images of the biased split; features and strength were chosen on other images.")
-    return [table, _conditions(runs, command)]
+    return [table, _conditions(runs, command, note)]
 
 
-def _conditions(runs: Runs, command: str) -> Table:
+def _conditions(runs: Runs, command: str, note: str) -> Table:
     """What every steering and control changes: percent of the rate, points of recall and accuracy."""
     columns = {"object": ("hallucinated objects", "%"), "recall": ("recall", " points"),
                "accuracy": ("question accuracy", " points")}  # fmt: skip
@@ -112,7 +113,8 @@ def _conditions(runs: Runs, command: str) -> Table:
     rows = rows or [Row("all", tuple(missing(command) for _ in columns))]
     return Table(
         "hallucination-conditions", "Hallucination: features, published ways and controls",
-        ("condition", *(head for head, _ in columns.values())), tuple(rows), "Change against the unsteered model.")
+        ("condition", *(head for head, _ in columns.values())), tuple(rows),
+        " ".join(filter(None, ("Change against the unsteered model.", note))))
 
 
 def consistency(runs: Runs, command: str) -> list[Table]:
@@ -268,9 +270,14 @@ def _finished(runs: Runs) -> list[Artifact]:
     return [each.artifact for each in _with_artifact(runs)]
 
 
-def _measured(artifact: Artifact) -> bool:
-    """False where the stage found nothing to measure, and says why in its summary."""
-    return "not_measured" not in artifact.summary
+def _unmeasured(artifacts: Sequence[Artifact]) -> str:
+    """What stages left out, and why, as their summaries say."""
+    found: dict[str, None] = {}
+    for artifact in artifacts:
+        reasons = artifact.summary.get("not_measured", {})
+        lines = [reasons] if isinstance(reasons, str) else [f"{name}: {reason}" for name, reason in reasons.items()]
+        found |= dict.fromkeys(lines)
+    return f"Not measured: {'; '.join(found)}." if found else ""
 
 
 def _split(run: Wanted) -> str:
@@ -293,7 +300,7 @@ def _mean(cells: Sequence[Cell], command: str) -> Cell:
         return missing(command)
     numbers = {cell.artifact: cell.value for cell in cells if isinstance(cell.value, float)}
     if not numbers:
-        return cells[0]
+        return replace(cells[0], artifact=" ".join(cell.artifact for cell in cells))
     found = student_mean(list(numbers.values()))
     return replace(cells[0], value=found.value, low=found.low, high=found.high, n=found.n,
                    kind=f"{found.kind} over {found.n} dictionaries", artifact=" ".join(numbers))  # fmt: skip
