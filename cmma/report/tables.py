@@ -158,8 +158,7 @@ class Table:
             if own:
                 stages, seeds, devices = (_joined(getattr(each, name) for each in own)
                                           for name in ("stage", "seeds", "device"))
-                keys, word = " ".join(each.key for each in own), "seeds" if "," in seeds else "seed"
-                found[artifact] = f"{stages} {keys} ({word} {seeds}; {devices})"
+                found[artifact] = f"{stages} {' '.join(each.key for each in own)} ({_seeds(seeds)}; {devices})"
         return found
 
     def to_markdown(self) -> str:
@@ -251,7 +250,7 @@ class Table:
         if len(commands) == 1:
             notes.append(f"{NOT_MEASURED}: <code>{escape(commands[0])}</code>")
         if self.sources:
-            notes.append(f"seeds {escape(self.seeds())}; computed on {escape(self.devices())}")
+            notes.append(f"{_seeds(escape(self.seeds()))}; computed on {escape(self.devices())}")
         note = f"<figcaption>{' · '.join(notes)}</figcaption>" if notes else ""
         return (f'<figure class="table" id="table-{escape(self.name)}"><h3>{escape(self.title)}</h3>'
                 f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'
@@ -266,6 +265,10 @@ def anchor(artifact: str) -> str:
 def _joined(values: Iterable[str]) -> str:
     """Distinct parts of comma-separated texts, in order."""
     return ", ".join(dict.fromkeys(part for value in values for part in value.split(", ") if part))
+
+
+def _seeds(numbers: str) -> str:
+    return f"{'seeds' if ',' in numbers else 'seed'} {numbers}"
 
 
 def _marks(cells: Sequence[Cell]) -> dict[str, str]:

@@ -183,7 +183,8 @@ def baselines(runs: Runs, command: str) -> list[Table]:
     for model, own in _by_model(runs).items():
         found, controls = _compared(own)
         inputs = ReportInputs(baselines=found, baseline_controls=controls, commands={"baselines": command})
-        tables.append(replace(comparison.baselines(inputs), name=f"baselines-{model}"))
+        table = comparison.baselines(inputs)
+        tables.append(replace(table, name=f"baselines-{model}", title=f"{table.title}, {model}"))
     return tables
 
 

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from cmma.artifacts.files import read_json
 from cmma.artifacts.store import Artifact
 from cmma.errors import ConfigError, DataError
-from cmma.report.inputs import ArtifactRef, Chapter, ModelReport, TablesInputs
+from cmma.report.inputs import ArtifactRef, Chapter, ModelReport, Shown, TablesInputs
 from cmma.report.tables import Cell, Source, Table
 from cmma.stages.benchmark import results_folder
 from cmma.stages.keys import Keys
@@ -47,7 +47,7 @@ def gather_tables(plan: Plan, scale: str, words: Sequence[str], named: Sequence[
         own = [each for run in table.runs for each in runs.get(run, [])]
         command = shlex.join(["cmma", "tables", f"name={name}", f"scale={scale}", *words])
         made = [replace(part, sources=_behind(part, sources)) for part in table.build(own, command)]
-        shown = [figure for each in _one_per_model(own, finished) for figure in figures_of(each.artifact)]
+        shown = [figure for each in _one_per_model(own, finished) for figure in _figures(each)]
         chapters.append(Chapter(name, command, made, shown, _headline(table, made)))
     software = {
         name: number for each in finished.values() for name, number in each.artifact.manifest["software"].items()}
@@ -78,7 +78,8 @@ def _behind(table: Table, sources: Mapping[str, Source]) -> tuple[Source, ...]:
 
 def _headline(table: PaperTable, made: Sequence[Table]) -> tuple[str, Cell, Cell]:
     label, column, paper = table.headline
-    rows = [row for row in made[0].rows if not label or row.label == label] if made else []
+    ours = [row for row in made[0].rows if row.source != "paper"] if made else []
+    rows = [row for row in ours if row.label == label] if label else ours
     heads = made[0].columns[1:] if made else ()
     if not rows or heads[column] == "paper":  # no model of ours has a column
         return label or "all", Cell(), paper
@@ -92,6 +93,14 @@ def _one_per_model(runs: Sequence[Wanted], finished: Mapping[str, Wanted]) -> li
         if each.stage != BENCHMARK and each.artifact.key in finished and each.artifact.path("figures.json").is_file():
             found.setdefault((each.stage, each.config.model.name), each)
     return list(found.values())
+
+
+def _figures(run: Wanted) -> list[Shown]:
+    """What a run left to be drawn, under the name of its model; those of the phases name their models themselves."""
+    if run.stage == "phases":
+        return figures_of(run.artifact)
+    return [replace(each, figure=replace(each.figure, title=f"{run.config.model.name}: {each.figure.title}"))
+            for each in figures_of(run.artifact)]
 
 
 # Provenance ------------------------------------------------------------------------------------------------------
