@@ -36,6 +36,10 @@ METRICS: dict[str, MetricSpec] = {
         ("normalizer", "synonyms", "unfinished", "max_new_tokens", "per_sample"),
     ),
     "pope": MetricSpec("pope", "answers.jsonl", "questions.jsonl", ("per_sample",)),
+    "amber": MetricSpec(
+        "amber", "responses.json", "AMBER's annotations.json, the other released files beside it",
+        ("variant", "per_sample"), ("vectors", "words"),
+    ),
     "bleu": MetricSpec(
         "bleu", _CAPTIONS, "captions.jsonl or COCO annotation folder", ("variant",), ("sacrebleu", "coco")
     ),
