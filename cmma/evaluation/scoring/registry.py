@@ -29,6 +29,7 @@ class MetricSpec:
 
 _ENCODER = ("encoder", "encoder_source", "batch_size")
 _CAPTIONS = "captions.jsonl"
+_SCENES = "scenes.jsonl or tars of prepared data"
 
 METRICS: dict[str, MetricSpec] = {
     "chair": MetricSpec(
@@ -40,6 +41,8 @@ METRICS: dict[str, MetricSpec] = {
         "amber", "responses.json", "AMBER's annotations.json, the other released files beside it",
         ("variant", "per_sample"), ("vectors", "words"),
     ),
+    "scene": MetricSpec("scene", _CAPTIONS, _SCENES, ("per_sample",)),
+    "controllability": MetricSpec("controllability", "trials.jsonl", _SCENES, ("per_sample",)),
     "bleu": MetricSpec(
         "bleu", _CAPTIONS, "captions.jsonl or COCO annotation folder", ("variant",), ("sacrebleu", "coco")
     ),
