@@ -17,7 +17,6 @@ associated words, then in the annotation, has it.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -161,8 +160,3 @@ def printed_f1(precision: float, recall: float, existence: bool) -> float:
     """F1 as the released scorer prints it: of printed percent, with an offset that is larger for existence."""
     p, r = precision / 100, recall / 100
     return round(2 * p * r / (p + r + (1e-3 if existence else 1e-4)) * 100, 1)
-
-
-def share(part: float, whole: float) -> float:
-    """part / whole, NaN where there is nothing to divide by."""
-    return part / whole if whole else math.nan

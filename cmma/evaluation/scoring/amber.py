@@ -20,10 +20,10 @@ from cmma.evaluation.amber import (
     printed_f1,
     printed_rest,
     score_description,
-    share,
     spacy_similarity,
 )
 from cmma.evaluation.chair import sum_by_image
+from cmma.evaluation.questions import divide
 from cmma.evaluation.scoring.job import Problems, ScoreJob
 from cmma.evaluation.scoring.rows import MAX_CHARACTERS, read_contents, write_rows
 from cmma.statistics.bootstrap import bootstrap_count_ratio
@@ -107,7 +107,7 @@ def _generative(
     pairs = {name: counts_NF[:, 2 * i : 2 * i + 2].T for i, name in enumerate(names)}
     sums = {name: (int(part.sum()), int(whole.sum())) for name, (part, whole) in pairs.items()}
     result: dict[str, Any] = {
-        **{name: share(*both) for name, both in sums.items()},
+        **{name: divide(*both) for name, both in sums.items()},
         "n_descriptions": len(counts), "n_mentions": sums["chair"][1], "n_hallucinated": sums["chair"][0],
         "intervals": {
             name: bootstrap_count_ratio(part, whole, job.config.n_bootstrap, job.seed).as_dict()
@@ -170,7 +170,7 @@ def _yes_no(
             part_I, whole_I = sum_by_image(counts_N2, [images[number] for number in numbers]).T
             intervals[name] = bootstrap_count_ratio(part_I, whole_I, job.config.n_bootstrap, job.seed).as_dict()
     return {
-        **{name: share(*both) for name, both in sums.items()},
+        **{name: divide(*both) for name, both in sums.items()},
         "n_questions": len(numbers), "n_no": int(no_N.sum()), "intervals": intervals,
         "printed": percent | {"f1": printed_f1(percent["precision"], percent["recall"], existence)},
     }  # fmt: skip
