@@ -5,28 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from cmma.control.rates import METRICS, OVERALL, counts_of, mean_ratio
 from cmma.control.run import CONDITIONS, FEATURES, Measured
 from cmma.control.trials import FACTORS
-from cmma.statistics.bootstrap import Interval, bootstrap_statistic
 from cmma.statistics.correction import holm
 from cmma.statistics.effect import cohens_d
 from cmma.statistics.permutation import sign_flip_p
-
-METRICS = {
-    "success": ("success", "trials"), "precision": ("success", "changed"),
-    "precision_without_positions": ("success", "changed_in_place"), "preservation": ("kept", "others"),
-    "target_preferred": ("target_preferred", "trials"),
-}
-"""Metric → (numerator, denominator): counts that are summed over trials before the division.
-
-precision: of all factors that changed, those that were to change. precision_without_positions: moves not counted.
-preservation: of all factors that were to stay, those that did. target_preferred: the encoder finds the result closer to
-the text of the scene as it should become than to the text of the scene as it was.
-"""
-OVERALL = "overall"
 
 
 def trial_frame(measured: Sequence[Measured], target_preferred: Sequence[bool]) -> pd.DataFrame:
@@ -35,11 +21,7 @@ def trial_frame(measured: Sequence[Measured], target_preferred: Sequence[bool]) 
         {
             "key": each.trial.sample.key, "dimension": each.trial.dimension, "factor": each.trial.factor,
             "source": each.trial.source, "target": each.trial.target, "condition": each.condition, "draw": each.draw,
-            "trials": 1, "success": int(each.change.success),
-            "changed": each.change.success + each.change.unintended,
-            "changed_in_place": each.change.success + each.change.unintended - each.change.moved,
-            "kept": each.change.kept, "others": each.change.others,
-            "target_preferred": int(preferred),
+            **counts_of(each.change), "target_preferred": int(preferred),
         }
         for each, preferred in zip(measured, target_preferred, strict=True)
     ])  # fmt: skip
@@ -60,7 +42,7 @@ def table_two(trials: pd.DataFrame, n_resamples: int = 10_000, seed: int = 0) ->
             some = trials[trials["condition"] == condition]
             for metric, (numerator, denominator) in METRICS.items():
                 parts = [some[some[column] == name] for name in names]
-                interval = _mean_ratio(parts, numerator, denominator, n_resamples, seed)
+                interval = mean_ratio(parts, numerator, denominator, n_resamples, seed)
                 rows.append({"group": label, "condition": condition, "metric": metric, **interval.as_dict()})
         if label == OVERALL:
             break
@@ -81,20 +63,3 @@ def against_controls(trials: pd.DataFrame, n_permutations: int = 10_000, seed: i
             })  # fmt: skip
     table = pd.DataFrame(rows)
     return table.assign(p_holm=holm(table["p"])) if len(table) else table
-
-
-def _mean_ratio(
-    parts: Sequence[pd.DataFrame], numerator: str, denominator: str, n_resamples: int, seed: int
-) -> Interval:
-    """Mean over groups of Σ numerator / Σ denominator; images are resampled, each with all its trials."""
-    keys = list(dict.fromkeys(key for part in parts for key in part["key"]))
-    sums = [part.groupby("key")[[numerator, denominator]].sum().reindex(keys, fill_value=0) for part in parts]
-    columns = [table[name].to_numpy(float) for table in sums for name in (numerator, denominator)]
-
-    def statistic(*columns: np.ndarray, axis: int = -1) -> np.ndarray:
-        totals = [column.sum(axis) for column in columns]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratios = [top / bottom for top, bottom in zip(totals[::2], totals[1::2], strict=True)]
-        return np.mean(ratios, axis=0)
-
-    return bootstrap_statistic(statistic, *columns, n_resamples=n_resamples, seed=seed)

@@ -118,6 +118,23 @@ def load_samples(paths: Sequence[Path], keys: Sequence[str]) -> list[Sample]:
     return [found[key] for key in keys]
 
 
+def read_truths(path: Path) -> Iterator[tuple[str, Any]]:
+    """Key and JSON of every sample of a tar, or of the tars of a folder; no image is decoded.
+
+    Raises:
+        DataError: no such tar, a truncated or damaged one, or JSON that cannot be read.
+    """
+    for tar in find_tars(path):
+        with tar.open("rb") as file:
+            for key, members in _index(tar).items():
+                position, size = members.get("json", (0, 0))
+                file.seek(position)
+                try:
+                    yield key, json.loads(file.read(size) or b"{}")
+                except ValueError as error:
+                    raise DataError(f"{tar}: {key}: JSON cannot be read ({error})") from error
+
+
 def read_webdataset(
     path: Path, label_column: str = "", max_side: int = 0
 ) -> Iterator[FileSample | Skipped]:

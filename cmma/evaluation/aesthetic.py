@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from cmma.artifacts.tensors import read_tensors
 from cmma.errors import DataError
-from cmma.evaluation.weights import read_weights
 
 WIDTHS = (768, 1024, 128, 64, 16, 1)
 
@@ -26,7 +26,7 @@ def load_head(weights: Path) -> nn.Module:
     for number, (wide, narrow) in enumerate(pairwise(WIDTHS)):
         layers += [nn.Linear(wide, narrow)] + [nn.Dropout()] * (number < 3)
     head = nn.Sequential(*layers)
-    given = {name.removeprefix("layers."): value for name, value in read_weights(weights).items()}
+    given = {name.removeprefix("layers."): value for name, value in read_tensors(weights, DataError).items()}
     try:
         head.load_state_dict(given)
     except RuntimeError as error:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.inception import BasicConv2d, Inception3, InceptionE
 
+from cmma.artifacts.tensors import read_tensors
 from cmma.errors import DataError
-from cmma.evaluation.weights import read_weights
 
 SIZE = 299
 N_CLASSES = 1008
@@ -56,7 +56,7 @@ def load_inception(weights: Path) -> nn.Module:
         conv = block.branch_pool.conv
         block.branch_pool = _UnpaddedPool(conv.in_channels, conv.out_channels, kernel_size=1)
     try:
-        network.load_state_dict(read_weights(weights))
+        network.load_state_dict(read_tensors(weights, DataError))
     except RuntimeError as error:
         raise DataError(f"{weights}: not the weights of FID's Inception; take the file of pytorch-fid or "
                         "torch-fidelity (…inception-2015-12-05-6726825d.pth)") from error

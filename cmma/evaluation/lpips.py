@@ -14,8 +14,8 @@ from PIL import Image
 from torch import nn
 from torchmetrics.functional.image.lpips import _LPIPS
 
+from cmma.artifacts.tensors import read_tensors
 from cmma.errors import DataError
-from cmma.evaluation.weights import read_weights
 
 Trunk = Literal["alex", "vgg", "squeeze"]
 
@@ -31,7 +31,7 @@ def load_lpips(trunk: Trunk, weights: Path) -> nn.Module:
         DataError: a file that cannot be read or belongs to another network.
     """
     distance = _LPIPS(pretrained=True, net=trunk, pnet_rand=True)
-    given = read_weights(weights)
+    given = read_tensors(weights, DataError)
     wanted = {name: f"features.{'.'.join(name.split('.')[2 if trunk == 'squeeze' else 1:])}"
               for name in distance.net.state_dict()}
     try:

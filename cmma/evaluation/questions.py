@@ -133,16 +133,17 @@ def score_yes_no(predictions: Sequence[str], answers: Sequence[str]) -> YesNo:
     if tp + fp + fn + tn != n:
         raise DataError(f"an answer is neither yes nor no: {next(t for t in truths if t not in ('yes', 'no'))!r}")
     return YesNo(
-        accuracy=_divide(tp + tn, n),
-        precision=_divide(tp, tp + fp),
-        recall=_divide(tp, tp + fn),
-        f1=_divide(2 * tp, 2 * tp + fp + fn),
-        yes_ratio=_divide(tp + fp, n),
+        accuracy=divide(tp + tn, n),
+        precision=divide(tp, tp + fp),
+        recall=divide(tp, tp + fn),
+        f1=divide(2 * tp, 2 * tp + fp + fn),
+        yes_ratio=divide(tp + fp, n),
         n=n,
         n_yes=tp + fn,
         n_unclear=sum(not {"yes", "no", "not"} & set(re.findall(r"\w+", text.lower())) for text in predictions),
     )
 
 
-def _divide(a: int, b: int) -> float:
+def divide(a: int, b: int) -> float:
+    """a / b, NaN where b is 0."""
     return a / b if b else math.nan

@@ -11,8 +11,9 @@ import pandas as pd
 from cmma import figures
 from cmma.artifacts.store import Artifact
 from cmma.config import load_group
+from cmma.control.rates import METRICS
 from cmma.control.run import CHANGED_INPUT, FEATURES, RANDOM_DIRECTION, RANDOM_FEATURES, Measured, Outcome, control
-from cmma.control.table import METRICS, against_controls, table_two, trial_frame
+from cmma.control.table import against_controls, table_two, trial_frame
 from cmma.evaluation.clip_score import cosines
 from cmma.evaluation.embeddings import embed
 from cmma.models import load_model

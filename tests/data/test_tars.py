@@ -16,7 +16,7 @@ from PIL import Image
 from cmma.data.folder import read_folder
 from cmma.data.samples import Sample
 from cmma.data.sources import FileSample, Skipped
-from cmma.data.tars import count_samples, load_samples, read_tars, read_webdataset, write_tar
+from cmma.data.tars import count_samples, load_samples, read_tars, read_truths, read_webdataset, write_tar
 from cmma.errors import ArtifactError, DataError
 
 
@@ -160,6 +160,23 @@ def test_tars_as_img2dataset_writes_them(tmp_path):
     assert list(skipped) == ["00000.tar: 000000001", "00000.tar: 000000002", "00000.tar: 000000004"]
     assert skipped["00000.tar: 000000001"] == "not an image in a known format"
     assert skipped["00000.tar: 000000004"] == "no image"
+
+
+def test_truths_come_without_images(tars, tmp_path):
+    """Also of a sample whose image cannot be decoded; JSON that cannot be read is named."""
+    assert list(read_truths(tars[0].parent)) == [(sample.key, sample.meta) for sample in read_tars(tars)]
+    path = tmp_path / "one.tar"
+    for content, found in ((b'{"labels": []}', [("a", {"labels": []})]), (b"{", None)):
+        with tarfile.open(path, "w") as tar:
+            for name, data in (("a.json", content), ("a.png", b"no image")):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+        if found:
+            assert list(read_truths(path)) == found
+        else:
+            with pytest.raises(DataError, match=r"one\.tar: a: JSON cannot be read"):
+                list(read_truths(path))
 
 
 def test_scattered_members_of_one_sample_are_refused(tmp_path):

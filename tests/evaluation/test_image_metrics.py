@@ -163,9 +163,12 @@ def test_weights_that_cannot_be_used_are_one_line(tmp_path: Path):
     bad.write_bytes(b"not weights")
     whole = tmp_path / "whole.pth"
     torch.save(torch.nn.Linear(2, 2), whole)  # a pickled module could run anything
-    for path, message in (
-        (tmp_path / "none.pth", "no such file"), (bad, "cannot be read"), (whole, "cannot be read"),
-    ):
-        with pytest.raises(DataError, match=message) as error:
+    short = tmp_path / "short.safetensors"
+    short.write_bytes(b"short")
+    for path in (tmp_path / "none.pth", bad, whole, short):
+        with pytest.raises(DataError, match=f"{path.name} is missing, damaged or more than tensors") as error:
             load_inception(path)
         assert "\n" not in str(error.value)
+    torch.save([1, 2], bad)
+    with pytest.raises(DataError, match="is not a dictionary of tensors"):
+        load_inception(bad)

@@ -178,7 +178,7 @@ DAMAGES = {
     "skip_connection=True is not supported": (SPARSIFY, lambda f: reconfigure(f, skip_connection=True)),
     "unknown key normalise": (SPARSIFY, lambda f: reconfigure(f, normalise=True)),
     "k=65 is larger": (SPARSIFY, lambda f: reconfigure(f, k=65)),
-    "is not a safetensors file": (SPARSIFY, lambda f: (f / "sae.safetensors").write_bytes(b"short")),
+    "is missing, damaged or more than tensors": (SPARSIFY, lambda f: (f / "sae.safetensors").write_bytes(b"short")),
     "there is no sae.json": (SPARSIFY, lambda f: (f / "cfg.json").unlink()),
     "dict_class=IdentityDict is not supported": (
         LEARNING, lambda f: reconfigure(f, "config.json", dict_class="IdentityDict")),

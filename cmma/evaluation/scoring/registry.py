@@ -29,6 +29,7 @@ class MetricSpec:
 
 _ENCODER = ("encoder", "encoder_source", "batch_size")
 _CAPTIONS = "captions.jsonl"
+_SCENES = "scenes.jsonl or tars of prepared data"
 
 METRICS: dict[str, MetricSpec] = {
     "chair": MetricSpec(
@@ -36,6 +37,12 @@ METRICS: dict[str, MetricSpec] = {
         ("normalizer", "synonyms", "unfinished", "max_new_tokens", "per_sample"),
     ),
     "pope": MetricSpec("pope", "answers.jsonl", "questions.jsonl", ("per_sample",)),
+    "amber": MetricSpec(
+        "amber", "responses.json", "AMBER's annotations.json, the other released files beside it",
+        ("variant", "per_sample"), ("vectors", "words"),
+    ),
+    "scene": MetricSpec("scene", _CAPTIONS, _SCENES, ("per_sample",)),
+    "controllability": MetricSpec("controllability", "trials.jsonl", _SCENES, ("per_sample",)),
     "bleu": MetricSpec(
         "bleu", _CAPTIONS, "captions.jsonl or COCO annotation folder", ("variant",), ("sacrebleu", "coco")
     ),

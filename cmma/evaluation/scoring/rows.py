@@ -17,6 +17,7 @@ MAX_CHARACTERS = 100_000
 
 _COCO_NUMBER = re.compile(r"(?:COCO_\w+_)?0*(\d+)")
 _SUFFIX = re.compile(r"\.(?:jpe?g|png|gif|webp|tiff?|bmp)$", re.IGNORECASE)
+_IMAGE = ("image_id", "image", "key")
 _LATIN = re.compile(r"[a-z]", re.IGNORECASE)
 
 
@@ -48,13 +49,13 @@ def image_key(value: object) -> str | None:
 
 
 def read_rows(path: Path, problems: Problems) -> Iterator[Row]:
-    """The rows of a JSONL file, or of a JSON file that is one list; every row has `image_id` or `image`.
+    """The rows of a JSONL file, or of a JSON file that is one list; every row has `image_id`, `image` or `key`.
 
     Raises:
         DataError: the file cannot be read.
     """
     for place, content in read_contents(path, problems):
-        image = image_key(content.get("image_id", content.get("image")))
+        image = image_key(next((content[name] for name in _IMAGE if name in content), None))
         if image is None:
             problems.add("row_without_image", place)
         else:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import pickle  # only for the name of the error
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
+from cmma.artifacts.tensors import read_tensors
 from cmma.errors import ArtifactError
 from cmma.sae.interchange.foreign import Foreign, check_names, check_shapes, read_config, refuse
 
@@ -42,7 +40,7 @@ def read_dictionary_learning(folder: Path) -> Foreign:
     kind = trainer["dict_class"]
     if kind not in _KEYS:
         raise refuse(path, "trainer.dict_class", kind, f"only {', '.join(_KEYS)} are")
-    tensors = _load(folder / WEIGHTS)
+    tensors = read_tensors(folder / WEIGHTS)
     optional = {"threshold", "k"} if kind == "AutoEncoderTopK" else set()  # older versions had neither
     check_names(tensors, _KEYS[kind] - optional, optional, folder / WEIGHTS)
     W_enc_KD, W_dec_KD = _weights(tensors)
@@ -66,18 +64,6 @@ def read_dictionary_learning(folder: Path) -> Foreign:
         raise ArtifactError(f"{path}: missing key trainer.k")
     return Foreign(arch, W_enc_KD, W_dec_KD, bias_K, bias_D, kind not in ("JumpReluAutoEncoder", "AutoEncoderNew"),
                    k, more)
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    try:
-        tensors: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ArtifactError(f"{path} is missing, damaged or more than tensors ({reason}); save its state_dict again"
-                            ) from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise ArtifactError(f"{path} is not a dictionary of tensors; save the state_dict of the autoencoder")
-    return tensors
 
 
 def _weights(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from cmma.artifacts.files import read_json
@@ -78,14 +76,6 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ArtifactError(f"{path} is not a JSON object")
     return config
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file. Raises ArtifactError when it is damaged."""
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path} is not a safetensors file ({error}); copy it again") from error
 
 
 def check_names(found: Collection[str], needed: Collection[str], optional: Collection[str], path: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cmma.artifacts.tensors import read_tensors
 from cmma.errors import ArtifactError
-from cmma.sae.interchange.foreign import Foreign, check_names, check_shapes, read_config, read_tensors, refuse
+from cmma.sae.interchange.foreign import Foreign, check_names, check_shapes, read_config, refuse
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 _READ = {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cmma.artifacts.tensors import read_tensors
 from cmma.errors import ArtifactError
-from cmma.sae.interchange.foreign import Foreign, check_names, check_shapes, read_config, read_tensors, refuse
+from cmma.sae.interchange.foreign import Foreign, check_names, check_shapes, read_config, refuse
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 _OPTIONAL = {"activation", "expansion_factor", "normalize_decoder", "num_latents", "multi_topk", "skip_connection",
