@@ -126,16 +126,17 @@ def network_cells(graph: Artifact) -> dict[str, Cell]:
     named["significant among strong"] = measured(
         significant, unit="%", digits=1, artifact=graph.key, scale=100,
         kind="undefined: no pair is strong" if significant is None else "")
-    named["average clustering"] = measured(
-        network["clustering"]["value"], n=network["nodes"], artifact=graph.key)
     named["small-world σ"] = cell(network["small_world"])
-    for name, label in (("modularity", "modularity"), ("assortativity", "assortativity of classes"),
-                        ("crossing", "visual–textual share of edges")):
+    for name, label, units in (
+        ("clustering", "average clustering", "nodes"), ("modularity", "modularity", "edges"),
+        ("assortativity", "assortativity of classes", "edges"), ("crossing", "visual–textual share of edges", "edges"),
+    ):
         against = network[name]
         chance = "" if against["p"] is None else f"degree-matched {against['random_mean']:.2f}, p = {against['p']:.2g}"
-        named[label] = measured(against["value"], n=network["edges"], kind=chance, artifact=graph.key)
+        named[label] = measured(against["value"], n=network[units], kind=chance, artifact=graph.key)
     law = network["power_law"]
-    named["scale-free exponent γ"] = measured(law["exponent"], n=law["n"], artifact=graph.key)
+    exponent = measured(law["exponent"], n=law["n"], artifact=graph.key, kind="" if law["exponent"] is None else "SE")
+    named["scale-free exponent γ"] = replace(exponent, error=law["standard_error"])
     named["power law of the degrees"] = Cell(law["verdict"].split(":")[0], artifact=graph.key)
     return named
 

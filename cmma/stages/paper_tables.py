@@ -149,7 +149,9 @@ def phases(runs: Runs, command: str) -> list[Table]:
             lines = [Row(f"layer {layer}", (
                 Cell(some["activity"].mean(), some["activity_low"].mean(), some["activity_high"].mean(),
                      kind="95% over samples, mean over seeds", n=len(some), digits=3, artifact=made.key),
-                *(Cell(some[name].mean(), unit="%", digits=1, n=len(some), artifact=made.key) for name in CLASSES),
+                *(measured(shares.value, shares.low, shares.high, kind=shares.kind, unit="%", digits=1,
+                           n=shares.n, artifact=made.key)
+                  for shares in (student_mean(some[name]) for name in CLASSES)),
             )) for layer, some in by_layer]  # fmt: skip
             tables.append(Table(
                 f"phases-{model}", f"{model}: cross-modal activity and classes by layer",
