@@ -61,10 +61,9 @@ def state(chapter: Chapter) -> str:
 
 def _facts(chapter: Chapter) -> tuple[str, str]:
     """Seeds and devices behind its parts."""
-    return tuple(
-        "; ".join(dict.fromkeys(filter(None, map(of, chapter.tables))))
-        for of in (lambda table: table.seeds(), lambda table: table.devices())
-    )  # type: ignore[return-value]
+    seeds = dict.fromkeys(table.seeds() for table in chapter.tables if table.sources)
+    devices = dict.fromkeys(table.devices() for table in chapter.tables if table.sources)
+    return "; ".join(seeds), "; ".join(devices)
 
 
 def _groups(chapters: Sequence[Chapter]) -> list[tuple[str, list[str]]]:

@@ -136,12 +136,13 @@ def graph(runs: Runs, command: str) -> list[Table]:
 def phases(runs: Runs, command: str) -> list[Table]:
     """Section 5.4 over all units, and the activity of every model by thirds."""
     done = _finished(_of("phases", runs))
-    graphs = _finished(_of("build-cmig", runs))
-    cells = phases_cells(done[0], graphs[0] if graphs else None) if done else {}
+    graphs = _with_artifact(_of("build-cmig", runs))[:1]
+    cells = phases_cells(done[0], graphs[0].artifact if graphs else None) if done else {}
     absent = dict.fromkeys(references.PHASES, missing(command)) | {
         "phase 3: CLIP-Score": Cell(kind="not a number of a phase", command="cmma evaluate")}
     rows = [Row(name, (cell, references.PHASES.get(name, _NONE))) for name, cell in (absent | cells).items()]
-    tables = [Table("phases", "Three phases (paper, 5.4)", ("", "this run", "paper"), tuple(rows))]
+    note = "".join(f"The visual-to-text ratio is that of the graph of {each.values['model']}." for each in graphs)
+    tables = [Table("phases", "Three phases (paper, 5.4)", ("", "this run", "paper"), tuple(rows), note)]
     for made in done:
         layers = made.read_table("layers.parquet")
         for model, own in layers.groupby("model", sort=False):

@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 
 from cmma.artifacts.files import read_json
 from cmma.artifacts.store import Artifact
-from cmma.errors import ConfigError, DataError
+from cmma.console import warn
+from cmma.errors import ConfigError, DataError, MissingParent
 from cmma.report.inputs import ArtifactRef, Chapter, ModelReport, Shown, TablesInputs
 from cmma.report.tables import Cell, Source, Table
 from cmma.stages.benchmark import results_folder
@@ -163,7 +164,11 @@ def _models(finished: Mapping[str, Wanted], references: Mapping[str, ArtifactRef
         config, name = run.config, run.config.model.name
         if run.stage != "interpret" or name in found:
             continue
-        _, parents = open_parents("report", config, outputs_folder(config), run.words)
+        try:
+            _, parents = open_parents("report", config, outputs_folder(config), run.words)
+        except MissingParent as error:  # its numbers stand without the images that they were measured on
+            warn(f"no pages for {name}: {error}")
+            continue
         for key, other in finished.items():  # with settings of their own, so no report of this configuration finds them
             made_from = other.artifact.manifest["parents"].values()
             if run.artifact.key in made_from:
