@@ -299,9 +299,9 @@ def _over_seeds(values: pd.Series, runs: Runs) -> Cell:
 
 
 def _mean(cells: Sequence[Cell], command: str) -> Cell:
-    """Mean of numbers, one per dictionary, with Student's t interval; a word where it is not defined."""
-    if not cells:
-        return missing(command)
+    """Mean of numbers, one per dictionary, with Student's t interval; a single one as it is, a word where undefined."""
+    if len(cells) < 2:
+        return cells[0] if cells else missing(command)
     numbers = {cell.artifact: cell.value for cell in cells if isinstance(cell.value, float)}
     if not numbers:
         return replace(cells[0], artifact=" ".join(cell.artifact for cell in cells))

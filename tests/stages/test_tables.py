@@ -102,6 +102,14 @@ def test_every_key_in_every_cell_is_explained_with_command_and_configuration(mad
         assert set(re.findall(r'href="provenance\.html#([^"]+)"', name.read_text(encoding="utf-8"))) <= places
 
 
+def test_what_was_measured_but_is_not_defined_is_not_called_unmeasured(made):
+    """Three features over six samples leave no triangles and no power law."""
+    folder, _ = made
+    cells = [row["cells"][0] for row in json.loads((folder / "tables" / "cmig.json").read_text("utf-8"))["rows"]]
+    assert all(cell["value"] is not None and cell["artifact"] for cell in cells)
+    assert "undefined" in [cell["value"] for cell in cells]
+
+
 def test_the_models_of_the_tables_have_their_own_pages_with_the_graph(made):
     folder, _ = made
     report = folder / "tables" / "models" / "toy_llava"
