@@ -52,6 +52,16 @@ def test_the_products_are_the_dense_ones(backend, n, k, n_latents, width, dtype)
     torch.testing.assert_close(backend.gather_dot(x_BD, latents.kept, weight_KD), expected_Bk)
 
 
+def test_no_columns_under_several_threads():
+    """Data without labels: there embedding_bag fails in PyTorch, from 512 records on."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        test_the_products_are_the_dense_ones(import_module("cmma.sae.kernels.eager"), 512, 6, 288, 0, torch.float32)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_the_triton_kernels_are_right_under_the_interpreter():
     pytest.importorskip("triton", reason="Triton is there with PyTorch for CUDA")
     command = ["-m", "pytest", "-k", "the_products_are_the_dense_ones and cuda", "-p", "no:cacheprovider", __file__]

@@ -19,7 +19,9 @@ warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta"
 
 def gather_sum(values_Bk: Tensor, kept: Kept, weight_KD: Tensor) -> Tensor:
     """A W: [B, k], [K, D] → [B, D]."""
-    return F.embedding_bag(kept.indices_Bk, weight_KD, per_sample_weights=values_Bk, mode="sum")
+    n_records, k = kept.indices_Bk.shape
+    first_B = torch.arange(0, n_records * k + 1, k, device=weight_KD.device)
+    return _sum_bags(kept.indices_Bk.flatten(), values_Bk.flatten(), first_B, weight_KD)
 
 
 def gather_dot(x_BD: Tensor, kept: Kept, weight_KD: Tensor) -> Tensor:
@@ -35,5 +37,12 @@ def scatter_sum(values_Bk: Tensor, kept: Kept, x_BD: Tensor) -> Tensor:
     """Aᵀ x: [B, k], [B, D] → [K, D]."""
     first_K, entry_N = kept.by_latent
     record_N = entry_N // kept.indices_Bk.shape[1]
-    return F.embedding_bag(record_N, x_BD, offsets=first_K, per_sample_weights=values_Bk.flatten()[entry_N],
-                           mode="sum", include_last_offset=True)
+    return _sum_bags(record_N, values_Bk.flatten()[entry_N], first_K, x_BD)
+
+
+def _sum_bags(row_N: Tensor, values_N: Tensor, first_G: Tensor, table_RD: Tensor) -> Tensor:
+    """Σ values · table[row] of each bag, [G − 1, D]; `first_G` says where bags begin, and where the last one ends."""
+    if not table_RD.shape[1]:  # data without labels: under several threads embedding_bag fails in PyTorch
+        return table_RD.new_zeros(len(first_G) - 1, 0)
+    return F.embedding_bag(row_N, table_RD, offsets=first_G, per_sample_weights=values_N, mode="sum",
+                           include_last_offset=True)
