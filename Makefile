@@ -40,7 +40,7 @@ browser:  ## Chromium for the tests of the report (Debian and Ubuntu, as root; w
 	    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
 	  echo "no Chromium here: the tests of the report page will be skipped (install the package chromium)"
 
-TABLES := table1 table2 hallucination consistency interpretability phases cmig ablation baselines
+TABLES := table1 table2 hallucination consistency interpretability phases tracing cmig ablation baselines
 SCALE  ?= toy
 .PHONY: tables reproduce $(TABLES)
 tables: setup  ## every table of the paper, making what is missing (make tables SCALE=paper WORDS="dataset.path=…")

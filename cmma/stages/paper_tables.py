@@ -26,6 +26,7 @@ from cmma.stages.cells import (
     network_cells,
     phases_cells,
 )
+from cmma.stages.report_inputs import figures_of
 from cmma.stages.tables_plan import Wanted
 from cmma.statistics.student import student_mean
 
@@ -125,6 +126,16 @@ def consistency(runs: Runs, command: str) -> list[Table]:
         lambda made: consistency_cells(made) if made.path("consistency.parquet").is_file() else {},
         references.CONSISTENCY,
     )]  # fmt: skip
+
+
+def tracing(runs: Runs, command: str) -> list[Table]:
+    """Where the causal maps of a model peak (the paper prints no numbers of it), once for every model."""
+    tables = []
+    for model, own in _by_model(runs).items():
+        shown = [figure for made in _finished(own) for figure in figures_of(made)]
+        table = comparison.causal_trace(ReportInputs(causal=shown, commands={"trace": command}))
+        tables.append(replace(table, name=f"tracing-{model}", title=f"{table.title}, {model}"))
+    return tables
 
 
 def graph(runs: Runs, command: str) -> list[Table]:
@@ -232,6 +243,7 @@ TABLES: Mapping[str, PaperTable] = {
     "phases": PaperTable(
         ("phases", "graph"), phases,
         ("phase 3: cross-modal features", 0, references.PHASES["phase 3: cross-modal features"])),
+    "tracing": PaperTable(("traces",), tracing),
     "cmig": PaperTable(("graph",), graph, ("strong pairs (I > 0.5)", 0, references.NETWORK["strong pairs (I > 0.5)"])),
     "ablation": PaperTable(("ablation",), ablation),
     "baselines": PaperTable(("baselines",), baselines, ("M-SAE", 0, _NONE)),
