@@ -247,11 +247,14 @@ class TablesConfig:
         name: tables; empty = all of them.
         scale: a file of conf/tables/: the runs behind them.
         make: make what is missing; else a cell without its artifact says which command would.
+        jobs: stages made at the same time, each in a process of its own; 0 = one for each core, at most four, and one
+            alone where there is a GPU.
     """
 
     name: list[str] = field(default_factory=list)
     scale: str = "toy"
     make: bool = True
+    jobs: int = 0
 
 
 @dataclass(frozen=True)

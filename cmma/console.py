@@ -22,6 +22,7 @@ from rich.text import Text
 
 Item = TypeVar("Item")
 _stderr = Console(stderr=True)
+_bars = True
 
 
 class _Rate(ProgressColumn):
@@ -60,7 +61,7 @@ def progress(label: str, total: float | None, done: int = 0) -> Iterator[Bar]:
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(),
         TimeRemainingColumn(), TextColumn("{task.fields[note]}", style="dim"),
     )
-    with Progress(*columns, console=_stderr, disable=not _stderr.is_terminal) as bars:
+    with Progress(*columns, console=_stderr, disable=not (_bars and _stderr.is_terminal)) as bars:
         yield Bar(bars, bars.add_task(label, total=total, completed=done, note=""))
 
 
@@ -72,6 +73,12 @@ def track(items: Iterable[Item], label: str, total: float | None = None) -> Iter
         for item in items:
             yield item
             bar.advance()
+
+
+def hide_bars() -> None:
+    """No bars from this process: those of several would overwrite each other."""
+    global _bars
+    _bars = False
 
 
 def say(line: str) -> None:

@@ -11,7 +11,8 @@ from cmma.errors import ConfigError
 from cmma.report.tables_site import write_tables
 from cmma.stages.paper_tables import TABLES
 from cmma.stages.runner import outputs_folder
-from cmma.stages.tables_plan import bring, read_plan
+from cmma.stages.tables_jobs import bring
+from cmma.stages.tables_plan import read_plan
 from cmma.stages.tables_site import gather_tables
 
 
@@ -32,7 +33,7 @@ def run_tables(config: Config, words: Sequence[str] = ()) -> None:
     plan = read_plan(config.tables.scale, typed)
     if config.tables.make:
         needed = dict.fromkeys(run for name in names for run in TABLES[name].runs)
-        bring([each for run in needed for each in plan.get(run, [])])
+        bring([each for run in needed for each in plan.get(run, [])], config.tables.jobs)
     found = gather_tables(plan, config.tables.scale, typed, names)
     for chapter in found.chapters:
         if chapter.name in names:

@@ -10,13 +10,9 @@ from typing import Any
 
 from cmma.artifacts.store import Artifact
 from cmma.config import Config, config_dir, load_group, schema, to_config
-from cmma.console import warn
-from cmma.errors import CmmaError, ConfigError
-from cmma.stages.benchmark import results_folder
-from cmma.stages.benchmark import run as run_benchmark
+from cmma.errors import ConfigError
 from cmma.stages.keys import Keys
-from cmma.stages.runner import outputs_folder, run_stage
-from cmma.stages.sweep import run_sweep
+from cmma.stages.runner import outputs_folder
 from cmma.stages.table import STAGES
 
 BENCHMARK = "benchmark"
@@ -77,27 +73,3 @@ def _combinations(
         swept = [f"{key}={value}" for key, value in values.items()]
         words = (*common, *run.get("with", []), *own.get(values.get("model"), []), *swept, *typed)
         yield Wanted(values, stage, words, to_config(compose(stage, list(words))))
-
-
-def bring(wanted: Sequence[Wanted]) -> None:
-    """Make what is missing, stage by stage; dictionaries that differ by their seed train on one reading.
-
-    What fails is said in one line, and the others are made.
-    """
-    jobs: dict[str, dict[str, tuple[Config, Sequence[str]]]] = {stage: {} for stage in STAGES}
-    for each in wanted:
-        if each.stage == BENCHMARK:
-            if not (results_folder(each.config) / "table.json").is_file():
-                run_benchmark(each.config)
-            continue
-        keys = Keys(each.config)
-        for other in keys.others(each.stage).values():
-            jobs[other.stage].setdefault(other.keys.key(other.stage), (other.keys.configuration, each.words))
-        for stage in (*keys.ancestors(each.stage), each.stage):
-            jobs[stage].setdefault(keys.key(stage), (each.config, each.words))
-    for stage, some in jobs.items():
-        for job in [list(some.values())] if stage == "train-sae" and some else [[one] for one in some.values()]:
-            try:
-                run_sweep(job) if stage == "train-sae" else run_stage(stage, *job[0])
-            except CmmaError as error:
-                warn(f"{stage}: {error}")

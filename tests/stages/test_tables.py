@@ -8,8 +8,10 @@ import re
 
 import pytest
 
+from cmma.artifacts.files import read_json
 from cmma.stages import tables_plan
 from cmma.stages.paper_tables import TABLES
+from cmma.stages.tables_jobs import bring
 from cmma.stages.tables_plan import read_plan
 
 TINY = {
@@ -34,7 +36,7 @@ def made(command, tmp_path_factory):
     folder = tmp_path_factory.mktemp("outputs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables_plan, "load_group", lambda group, name: TINY)
-        status, printed = command(folder, "tables", "name=table1,cmig,ablation")
+        status, printed = command(folder, "tables", "name=table1,cmig,ablation", "tables.jobs=1")
         assert status == 0, printed
         again = command(folder, "tables", "name=table1")[1]
     return folder, again
@@ -78,7 +80,28 @@ def test_table_one_is_the_mean_over_its_artifacts(made):
         assert set(ours[column]["artifact"].split()) == set(summaries)
         assert (ours[column]["seeds"], ours[column]["device"]) == ("0, 1", "cpu")
     assert "finished" not in again
-    assert again.count("done before") > 0
+
+
+def test_several_jobs_at_once_make_what_one_makes_and_one_failure_stops_no_other(command, tmp_path, capsys):
+    words = ("dataset.n_train=4", "dataset.n_balanced=4", "dataset.n_counter=4", "dataset.n_pairs=2")
+    plan = {"common": [], "runs": {"data": {"stage": "prepare-data", "sweep": {"dataset.seed": [0, 1]}, "with": words}}}
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "captions.csv").write_text("file,caption\nnone.png,a picture\n", encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables_plan, "load_group", lambda group, name: plan)
+        some = read_plan("toy", [f"paths.outputs={tmp_path / 'outputs'}"])["data"]
+        bad = read_plan("toy", ["dataset=folder", f"dataset.path={tmp_path / 'images'}",
+                                f"paths.outputs={tmp_path / 'outputs'}"])["data"][:1]
+    bring([*bad, *some], at_once=2)
+    assert all(each.artifact.finished for each in some)
+    assert not bad[0].artifact.finished
+    assert "prepare-data: " in capsys.readouterr().err
+    assert command(tmp_path / "alone", "prepare-data", *words, "dataset.seed=1")[0] == 0
+    alone, = (tmp_path / "alone" / "artifacts" / "prepare-data").iterdir()
+    assert alone.name == some[1].artifact.key
+    made, again = (read_json(folder / "manifest.json")["files"] for folder in (some[1].artifact.folder, alone))
+    assert made.pop("resolved.yaml") != again.pop("resolved.yaml")  # where it lies, and how many threads it had
+    assert made == again
 
 
 def test_every_key_in_every_cell_is_explained_with_command_and_configuration(made):
