@@ -43,13 +43,17 @@ def hallucination_cells(artifact: Artifact, split: str) -> dict[str, Cell]:
 
 
 def consistency_cells(artifact: Artifact) -> dict[str, Cell]:
-    """Section 5.5.2: change of each component under the intervention, in percent."""
-    table = artifact.read_table("consistency.parquet")
+    """Section 5.5.2: change of each component under the intervention, in percent; of all of them, the controls too."""
+    unchanged = artifact.summary.get("texts_changed") == 0
     found = {}
-    for row in table[table["condition"] == "after"].to_dict("records"):
-        found[row["component"]] = measured(
-            row["value"], row["low"], row["high"], kind=row["kind"], n=int(row["n"]), unit="%", digits=1,
-            artifact=artifact.key)
+    for row in artifact.read_table("consistency.parquet").to_dict("records"):
+        value, low, high = (None if pd.isna(row[k]) else row[k] for k in ("value", "low", "high"))
+        after, name = row["condition"] == "after", row["component"]
+        if after or name == "all":
+            found[name if after else f"{name}, {row['condition'].replace('_', ' ')}"] = Cell(
+                value, low, high, kind="no caption changed" if after and unchanged else row["kind"], n=int(row["n"]),
+                unit="%", digits=1, artifact=artifact.key,
+            )
     return found
 
 
