@@ -12,7 +12,6 @@ from cmma.artifacts.store import Artifact
 from cmma.config import Config
 from cmma.console import hide_bars, progress, warn
 from cmma.errors import CmmaError
-from cmma.stages.benchmark import results_folder
 from cmma.stages.benchmark import run as run_benchmark
 from cmma.stages.keys import Keys
 from cmma.stages.runner import outputs_folder, resolve_device, run_stage
@@ -69,7 +68,7 @@ def _rounds(wanted: Sequence[Wanted]) -> Iterable[tuple[str, list[Job]]]:
             _add(each, missing)
     benchmarks: list[Job] = [
         (BENCHMARK, [(each.config, each.words)]) for each in wanted
-        if each.stage == BENCHMARK and not (results_folder(each.config) / "table.json").is_file()
+        if each.stage == BENCHMARK and not each.finished
     ]
     for stage, some in missing.items():
         jobs: list[Job] = [(stage, [job]) for job in some.values()]

@@ -11,6 +11,7 @@ from typing import Any
 from cmma.artifacts.store import Artifact
 from cmma.config import Config, config_dir, load_group, schema, to_config
 from cmma.errors import ConfigError
+from cmma.stages.benchmark import results_folder
 from cmma.stages.keys import Keys
 from cmma.stages.runner import outputs_folder
 from cmma.stages.table import STAGES
@@ -36,6 +37,13 @@ class Wanted:
     def artifact(self) -> Artifact:
         """Its place; perhaps not finished. Raises DataError when the data set or the model is not there."""
         return Artifact(outputs_folder(self.config), self.stage, Keys(self.config).key(self.stage))
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is there. Raises DataError as `artifact`."""
+        if self.stage == BENCHMARK:
+            return (results_folder(self.config) / "table.json").is_file()
+        return self.artifact.finished
 
 
 def read_plan(scale: str, words: Sequence[str]) -> dict[str, list[Wanted]]:

@@ -38,7 +38,7 @@ def gather_tables(plan: Plan, scale: str, words: Sequence[str], named: Sequence[
     runs = {name: own if name in needed else _reachable(own) for name, own in plan.items()}
     finished = {each.artifact.key: each for own in runs.values() for each in own
                 if each.stage != BENCHMARK and each.artifact.finished}
-    results = [each for own in runs.values() for each in own if each.stage == BENCHMARK and _has_results(each)]
+    results = [each for own in runs.values() for each in own if each.stage == BENCHMARK and each.finished]
     sources = {key: _source(each) for key, each in finished.items()}
     sources |= {source.key: source for source in map(_benchmark_source, results)}
     references = _provenance(finished.values())
@@ -66,10 +66,6 @@ def _reachable(runs: Iterable[Wanted]) -> list[Wanted]:
         except (DataError, ConfigError):  # not asked for: its table says not measured
             continue
     return found
-
-
-def _has_results(run: Wanted) -> bool:
-    return (results_folder(run.config) / "table.json").is_file()
 
 
 def _behind(table: Table, sources: Mapping[str, Source]) -> tuple[Source, ...]:

@@ -19,16 +19,14 @@ warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta"
 
 def gather_sum(values_Bk: Tensor, kept: Kept, weight_KD: Tensor) -> Tensor:
     """A W: [B, k], [K, D] → [B, D]."""
-    n_records, k = kept.indices_Bk.shape
-    first_B = torch.arange(0, n_records * k + 1, k, device=weight_KD.device)
-    return _sum_bags(kept.indices_Bk.flatten(), values_Bk.flatten(), first_B, weight_KD)
+    return _sum_bags(kept.indices_Bk.flatten(), values_Bk.flatten(), kept.first_B, weight_KD)
 
 
 def gather_dot(x_BD: Tensor, kept: Kept, weight_KD: Tensor) -> Tensor:
     """(x Wᵀ) at the kept latents: [B, D], [K, D] → [B, k]."""
     n_records, k = kept.indices_Bk.shape
     pattern_BK = torch.sparse_csr_tensor(
-        torch.arange(0, n_records * k + 1, k, device=x_BD.device), kept.indices_Bk.flatten(),
+        kept.first_B, kept.indices_Bk.flatten(),
         x_BD.new_zeros(n_records * k), (n_records, kept.n_latents), check_invariants=False)
     return torch.sparse.sampled_addmm(pattern_BK, x_BD, weight_KD.T, beta=0.0).values().view(n_records, k)
 

@@ -31,6 +31,12 @@ class Kept:
         self.indices_Bk, self.n_latents = indices_Bk, n_latents
 
     @cached_property
+    def first_B(self) -> Tensor:
+        """[B + 1] where each record's entries start in the flattened indices; the last number is their count."""
+        n_records, k = self.indices_Bk.shape
+        return torch.arange(0, n_records * k + 1, k, device=self.indices_Bk.device)
+
+    @cached_property
     def by_latent(self) -> ByLatent:
         """The reverse index, made when first asked for."""
         latent_N, entry_N = self.indices_Bk.flatten().sort(stable=True)
